@@ -1,0 +1,406 @@
+"""WavInWav: hide a speech waveform inside another one of the same length, and get it back.
+
+An invertible neural network (INN) runs forward to hide and backward to reveal:
+
+    cover, secret  -- hide -->    stego, r          the stego sounds like the cover; r is thrown away
+    stego, z       -- reveal -->  cover^, secret^   z stands in for r
+
+After "WavInWav: Time-domain Speech Hiding via Invertible Neural Network" (arXiv 2510.02915). This file imports
+torch and the standard library only, so that it can be copied into other projects together with a trained model:
+
+    import wavinwav
+    model = wavinwav.load("wavinwav.pt")
+    stego, r = model.hide(cover, secret)      # float tensors [T] or [B, T] in [-1, 1)
+    cover_, secret_ = model.reveal(stego)
+
+Shapes: B batch, T samples, C channels (bands of the lapped transform; 1 is the waveform itself), F frames (T / C).
+"""
+
+import functools
+import math
+import os
+import random
+from dataclasses import asdict, dataclass, fields
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+SEGMENT_SECONDS = 0.02  # what `scramble` permutes, section III-D of the paper
+
+
+@dataclass
+class Config:
+    """Everything that defines a network. Start from `Config.lapped()` or `Config.paper()`.
+
+    Raises ValueError naming the field whose value is invalid.
+    """
+
+    preset: str = "lapped"  # a label: where the other values came from
+    sample_rate: int = 16000  # Hz, the rate of the training audio; the network runs at any
+    bands: int = 128  # of the lapped transform, which are the couplings' channels; 1 is the waveform itself
+    blocks: int = 3  # affine couplings in the stack
+    growth: int = 32  # channels that each inner conv of a dense subnet adds
+    kernel: int = 3  # taps of these convs, odd
+    clamp: float = 2.0  # bound of the log-scale
+    gated: bool = True  # gated subnets, see GatedSubnet
+    swapped: int = 48  # bands exchanged by the swap initialisation; 0 leaves every subnet at random
+    attenuation: float = 0.2  # of the secret's bands in the swap, linear, between levelled bands
+    turn_level: float = 1 / 64  # root mean square of the high bands above which a frame may be turned; 0 turns none
+    latent: str = "zero"  # what reveal puts in the place of r: "zero", or "normal" for N(0, I)
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is float and type(value) is int:
+                setattr(self, field.name, value := float(value))
+            self._require(type(value) is field.type, field.name, f"must be of type {field.type.__name__}")
+        for name in ("sample_rate", "bands", "blocks", "growth", "kernel"):
+            self._require(getattr(self, name) >= 1, name, "must be at least 1")
+        self._require(self.kernel % 2 == 1, "kernel", "must be odd")
+        self._require(0 < self.clamp < math.inf, "clamp", "must be positive and finite")
+        self._require(0 <= self.swapped <= self.bands // 2, "swapped", f"must be from 0 to {self.bands // 2}, half of the bands")
+        self._require(not self.swapped or self.gated, "swapped", "needs gated subnets")
+        self._require(not self.swapped or self.blocks >= 2, "blocks", "must be at least 2 for a swap")
+        self._require(0 <= self.turn_level < math.inf, "turn_level", "must be at least 0 and finite")
+        lowest = math.exp(-self.clamp)
+        self._require(lowest < self.attenuation <= 1, "attenuation", f"must be above exp(-clamp) = {lowest:.3g} and at most 1")
+        self._require(self.latent in ("zero", "normal"), "latent", 'must be "zero" or "normal"')
+
+    def _require(self, condition: bool, name: str, rule: str):
+        if not condition:
+            raise ValueError(f"Config.{name} {rule}, not {getattr(self, name)!r}")
+
+    @classmethod
+    def lapped(cls, **changes) -> "Config":
+        """Couplings on lapped-transform coefficients, swap-initialised: trains in minutes on a CPU."""
+        return cls(**changes)
+
+    @classmethod
+    def paper(cls, **changes) -> "Config":
+        """The paper's network: 16 blocks on the waveform. Its kernel of 11 and its growth of 32 are inferred from the
+        3.39 M parameters that the paper states."""
+        return cls(**(dict(preset="paper", bands=1, blocks=16, growth=32, kernel=11, gated=False, swapped=0,
+                           turn_level=0.0, latent="normal") | changes))
+
+
+class DenseSubnet(nn.Module):
+    """Five convs, each reading the input and the outputs of all before it (HiNet's dense block). [B, C, F] -> same."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        conv = functools.partial(nn.Conv1d, kernel_size=config.kernel, padding=config.kernel // 2)
+        widths = [config.bands + i * config.growth for i in range(5)]
+        self.inner = nn.ModuleList(conv(width, config.growth) for width in widths[:4])
+        self.last = conv(widths[4], config.bands)
+
+    def features(self, x: Tensor) -> Tensor:
+        for conv in self.inner:
+            x = torch.cat([x, functional.leaky_relu(conv(x), 0.2)], 1)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.features(x))
+
+
+class GatedSubnet(DenseSubnet):
+    """A dense subnet for coefficients, whose signs are noise and whose sizes tell what is there: the convs see log
+    power, and what they find scales a linear path from band to band, between 0 and 2 times. [B, C, F] -> same."""
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.direct = nn.Conv1d(config.bands, config.bands, 1, bias=False)
+        self.gate = nn.Conv1d(self.last.in_channels, config.bands, config.kernel, padding=config.kernel // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.features(0.2 * torch.log(x.square() + 1e-3))
+        return 2 * torch.sigmoid(self.gate(features)) * (self.direct(x) + self.last(features))
+
+
+class AffineCoupling(nn.Module):
+    """One invertible block, section III of the paper. [B, C, F] x 2 -> the same.
+
+    cover' = cover + phi(secret); secret' = secret * exp(a(rho(cover'))) + eta(cover').
+    rho and eta read cover' in both directions, since that is what reveal has.
+    """
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.clamp = config.clamp
+        subnet = GatedSubnet if config.gated else DenseSubnet
+        self.phi, self.rho, self.eta = subnet(config), subnet(config), subnet(config)
+
+    def log_scale(self, cover: Tensor) -> Tensor:
+        return self.clamp * (2 * torch.sigmoid(self.rho(cover).to(cover.dtype)) - 1)  # bounded as in HiNet
+
+    def forward(self, cover: Tensor, secret: Tensor) -> tuple[Tensor, Tensor]:
+        cover = cover + self.phi(secret)
+        secret = secret * torch.exp(self.log_scale(cover)) + self.eta(cover)
+        return cover, secret
+
+    def inverse(self, cover: Tensor, secret: Tensor) -> tuple[Tensor, Tensor]:
+        secret = (secret - self.eta(cover)) * torch.exp(-self.log_scale(cover))
+        cover = cover - self.phi(secret)
+        return cover, secret
+
+
+@functools.lru_cache
+def lapped_basis(bands: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The MDCT with a sine window as a matrix [2 * bands samples, bands], computed in float64."""
+    n = torch.arange(2 * bands, dtype=torch.float64)[:, None]
+    k = torch.arange(bands, dtype=torch.float64)
+    window = torch.sin(math.pi / (2 * bands) * (n + 0.5))
+    cosine = torch.cos(math.pi / bands * (n + 0.5 + bands / 2) * (k + 0.5))
+    return (math.sqrt(2 / bands) * window * cosine).to(device, dtype)
+
+
+def lapped(x: Tensor, bands: int) -> Tensor:
+    """Orthonormal lapped transform, circular over the signal. [B, T], T a multiple of bands -> [B, bands, F]."""
+    if bands == 1:
+        return x[:, None]
+    hops = x.unflatten(1, (-1, bands))
+    return (torch.cat([hops, hops.roll(-1, 1)], 2) @ lapped_basis(bands, x.dtype, x.device)).mT
+
+
+def unlapped(coefficients: Tensor) -> Tensor:
+    """Inverse of `lapped`. [B, C, F] -> [B, T = C * F]."""
+    bands = coefficients.shape[1]
+    if bands == 1:
+        return coefficients[:, 0]
+    basis = lapped_basis(bands, coefficients.dtype, coefficients.device)
+    first, second = (coefficients.mT @ basis.T).split(bands, 2)
+    return (first + second.roll(1, 1)).flatten(1)
+
+
+class WavINN(nn.Module):
+    """The stack of couplings, behind a lapped transform where the config has more than one band.
+
+    `hide` and `reveal` are for use, on any shape; `forward` and `inverse` are for training, on [B, T].
+    Set `recompute = True` to trade a third more arithmetic for the memory of one block instead of all.
+    """
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.recompute = False
+        self.blocks = nn.ModuleList(AffineCoupling(config) for _ in range(config.blocks))
+        # The long-term level of each band, by which coefficients are divided. Speech falls by some 6 dB an octave;
+        # training measures its own.
+        hertz = (torch.arange(config.bands) + 0.5) * config.sample_rate / 2 / config.bands
+        speech = 0.1 / (1 + (hertz / 500) ** 2) ** 0.5
+        self.register_buffer("level", speech[:, None] if config.bands > 1 else torch.ones(1, 1))
+        if config.swapped:
+            self.init_swap()
+
+    @torch.no_grad()
+    def init_swap(self):
+        """Start with the secret's low bands in the place of the cover's high ones, by linear subnets alone.
+
+        In the last two blocks, per band: s = e s - c; then c = c + s = e s, and s = s - c = -c. All else starts at
+        zero. From the identity or from random weights training has no gradient towards hiding; from here it has.
+        """
+        config = self.config
+        for block in self.blocks:
+            for subnet in (block.phi, block.rho, block.eta):
+                for conv in (subnet.direct, subnet.last, subnet.gate):
+                    for parameter in conv.parameters():
+                        parameter.zero_()
+        low = torch.arange(config.swapped)
+        high = config.bands - 1 - low
+        before, after = self.blocks[-2:]
+        before.rho.last.bias[low] = 2 * math.atanh(math.log(config.attenuation) / config.clamp)
+        before.eta.direct.weight[low, high] = -1
+        after.phi.direct.weight[high, low] = 1
+        after.eta.direct.weight[low, high] = -1
+
+    def turned(self, coefficients: Tensor) -> Tensor:
+        """Frames [B, 1, F] whose high bands are loud and louder than the low ones, as in an s: hiding in the low ones
+        costs less there, so such frames pass the couplings with their bands in reverse order."""
+        if not self.config.turn_level:
+            return torch.zeros_like(coefficients[:, :1], dtype=torch.bool)
+        count = max(1, self.config.bands // 3)
+        low, high = (part.square().mean(1, keepdim=True) for part in (coefficients[:, :count], coefficients[:, -count:]))
+        return high > low.clamp_min(self.config.turn_level ** 2)
+
+    def transform(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return lapped(x, self.config.bands)
+
+    def untransform(self, coefficients: Tensor) -> Tensor:
+        with torch.autocast(coefficients.device.type, enabled=False):
+            return unlapped(coefficients)
+
+    def run(self, step, cover: Tensor, secret: Tensor) -> tuple[Tensor, Tensor]:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(step, cover, secret, use_reentrant=False)
+        return step(cover, secret)
+
+    def forward(self, cover: Tensor, secret: Tensor) -> tuple[Tensor, Tensor]:
+        """cover, secret [B, T], T a multiple of config.bands -> stego [B, T], r [B, bands (+ 1), F = T / bands].
+
+        Where frames may be turned, r has a last row that tells which were; nearly always the stego tells it too.
+        """
+        cover, secret = self.transform(cover), self.transform(secret) / self.level
+        turned = self.turned(cover)
+        cover = torch.where(turned, cover.flip(1), cover) / self.level
+        for block in self.blocks:
+            cover, secret = self.run(block.forward, cover, secret)
+        cover = cover * self.level
+        cover = torch.where(turned, cover.flip(1), cover)
+        rows = [secret, turned.to(secret.dtype)] if self.config.turn_level else [secret]
+        return self.untransform(cover), torch.cat(rows, 1)
+
+    def inverse(self, stego: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+        """Inverse of `forward`. Without the last row of r, [B, bands, F], the stego tells which frames were turned."""
+        cover, secret, turned = self.transform(stego), *r.split([self.config.bands, r.shape[1] - self.config.bands], 1)
+        turned = turned > 0.5 if turned.shape[1] else self.turned(cover)
+        cover = torch.where(turned, cover.flip(1), cover) / self.level
+        for block in reversed(self.blocks):
+            cover, secret = self.run(block.inverse, cover, secret)
+        cover = cover * self.level
+        cover = torch.where(turned, cover.flip(1), cover)
+        return self.untransform(cover), self.untransform(secret * self.level)
+
+    def draw_z(self, stego: Tensor) -> Tensor:
+        """What stands in for r, [B, bands, F], when nothing is known of it."""
+        shape = len(stego), self.config.bands, stego.shape[1] // self.config.bands
+        if self.config.latent == "normal":
+            return torch.randn(shape, dtype=stego.dtype, device=stego.device)
+        return stego.new_zeros(shape)
+
+    @torch.no_grad()
+    def hide(self, cover: Tensor, secret: Tensor) -> tuple[Tensor, Tensor]:
+        """Hide a secret in a cover.
+
+        Args:
+            cover, secret: float waveforms of one shape, [T] or [B, T], any T >= 1, nominally in [-1, 1).
+        Returns:
+            stego: like cover; it can leave [-1, 1) where the cover comes close to it.
+            r: what of cover and secret the stego does not hold, [R] or [B, R]. With it `reveal` is exact. R is T,
+                or T + T // config.bands where frames may be turned.
+            The last T % config.bands samples (less than a hop) make no whole frame: there stego is the cover, and r
+            the secret.
+        Raises:
+            ValueError: shapes that differ or are neither [T] nor [B, T], T = 0, values that are not floating point.
+        """
+        _check("cover", cover)
+        _check("secret", secret)
+        if cover.shape != secret.shape:
+            raise ValueError(f"cover {list(cover.shape)} and secret {list(secret.shape)} must have the same shape")
+        whole = self._whole(cover)
+        if not whole:
+            return cover.clone(), secret.clone()
+        with torch.autocast(cover.device.type, enabled=False):
+            stego, r = self(_batch(cover)[:, :whole], _batch(secret)[:, :whole])
+        stego = torch.cat([stego, _batch(cover)[:, whole:]], 1)
+        r = torch.cat([r.flatten(1), _batch(secret)[:, whole:]], 1)
+        return stego.view_as(cover), r.view(*cover.shape[:-1], -1)
+
+    @torch.no_grad()
+    def reveal(self, stego: Tensor, z: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Reveal what `hide` hid.
+
+        Args:
+            stego: float waveform, [T] or [B, T], any T >= 1.
+            z: in the place of r. r itself, [R] or [B, R], gives cover and secret exactly; None draws config.latent.
+        Returns:
+            cover, secret: like stego.
+        Raises:
+            ValueError: as `hide`.
+        """
+        _check("stego", stego)
+        whole = self._whole(stego)
+        tail = stego.new_zeros(stego.shape)[..., whole:]
+        if z is not None:
+            _check("z", z)
+            rows = self.config.bands + bool(self.config.turn_level)
+            size = rows * (whole // self.config.bands) + tail.shape[-1]
+            if z.shape != (*stego.shape[:-1], size):
+                raise ValueError(f"z {list(z.shape)} does not fit stego {list(stego.shape)}: its last size must be {size}")
+            tail = z[..., size - tail.shape[-1]:]
+        if not whole:
+            return stego.clone(), tail.clone()
+        head = _batch(stego)[:, :whole]
+        r = self.draw_z(head) if z is None else _batch(z)[:, :size - tail.shape[-1]].unflatten(1, (rows, -1))
+        with torch.autocast(stego.device.type, enabled=False):
+            cover, secret = self.inverse(head, r)
+        cover = torch.cat([cover, _batch(stego)[:, whole:]], 1)
+        secret = torch.cat([secret, _batch(tail)], 1)
+        return cover.view_as(stego), secret.view_as(stego)
+
+    def _whole(self, x: Tensor) -> int:
+        return x.shape[-1] // self.config.bands * self.config.bands
+
+    def save(self, path: str | os.PathLike, **extra):
+        """Write config and weights (and `extra`, of plain types) to a file that `load` reads. Never half-written."""
+        temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
+        try:
+            torch.save({"wavinwav": 1, "config": asdict(self.config), "state_dict": self.state_dict()} | extra, temporary)
+            os.replace(temporary, path)
+        finally:
+            if os.path.exists(temporary):
+                os.remove(temporary)
+
+
+def read_checkpoint(path: str | os.PathLike) -> dict:
+    """What `WavINN.save` wrote, on the CPU. Raises OSError if it cannot be
+    read, ValueError naming the file if it is anything else."""
+    with open(path, "rb") as file:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file raises one of half a dozen types
+            raise ValueError(f"{path} is not a WavInWav model, or is damaged") from error
+    if not isinstance(content, dict) or content.get("wavinwav") != 1:
+        raise ValueError(f"{path} is not a WavInWav model of this version")
+    return content
+
+
+def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> WavINN:
+    """The model in a file that `WavINN.save` or train.py wrote, ready for hide and reveal.
+
+    Raises OSError if the file cannot be read, ValueError naming it if it holds no model.
+    """
+    content = read_checkpoint(path)
+    try:
+        model = WavINN(Config(**content["config"]))
+        model.load_state_dict(content["state_dict"])
+    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} holds a model that does not fit its own description") from error
+    return model.to(device).eval()
+
+
+def scramble(x: Tensor, key: int | str | bytes, sample_rate: int = 16000) -> Tensor:
+    """Permute the 20 ms segments of [..., T] by a key, section III-D of the paper; a shorter rest stays in place.
+
+    The permutation hides what is said from a listener, not from an analyst: it is no cipher.
+    """
+    return _permute(x, key, sample_rate, invert=False)
+
+
+def unscramble(x: Tensor, key: int | str | bytes, sample_rate: int = 16000) -> Tensor:
+    """Inverse of `scramble` with the same key and rate."""
+    return _permute(x, key, sample_rate, invert=True)
+
+
+def _permute(x: Tensor, key: int | str | bytes, sample_rate: int, invert: bool) -> Tensor:
+    size = max(1, round(SEGMENT_SECONDS * sample_rate))
+    count = x.shape[-1] // size
+    order = list(range(count))
+    random.Random(key).shuffle(order)  # Python keeps the sequence of a seed stable across versions and machines
+    order = torch.tensor(order, dtype=torch.long, device=x.device)
+    if invert:
+        order = order.argsort()
+    segments, rest = x[..., :count * size].unflatten(-1, (count, size)), x[..., count * size:]
+    return torch.cat([segments[..., order, :].flatten(-2), rest], -1)
+
+
+def _batch(x: Tensor) -> Tensor:
+    return x if x.dim() == 2 else x[None]
+
+
+def _check(name: str, x: Tensor):
+    if not isinstance(x, Tensor) or x.dim() not in (1, 2) or not x.is_floating_point():
+        raise ValueError(f"{name} must be a floating-point tensor [T] or [B, T]")
+    if x.shape[-1] < 1:
+        raise ValueError(f"{name} must have at least one sample")
