@@ -37,7 +37,7 @@ from wavinwav import Config, WavINN
 PRESETS = {  # a preset's values for flags that have no other default
     "lapped": dict(steps=6000, batch_size=4, lr=5e-4, schedule="cosine", warmup=200,
                    w_stego=1.0, w_cover=0.0, w_secret=1.0, w_z=0.0, wave=0.0, stft=0.0, snr=1.0),
-    "paper": dict(steps=560000, batch_size=4, lr=1e-4, schedule="decay", warmup=0, recompute=True,
+    "paper": dict(steps=570000, batch_size=4, lr=1e-4, schedule="decay", warmup=0, recompute=True,
                   w_stego=2.0, w_cover=1.0, w_secret=1.0, w_z=10.0, wave=1.0, stft=1.0, snr=0.0),
 }
 MODEL_FLAGS = ("bands", "blocks", "growth", "kernel", "clamp", "swapped", "attenuation", "turn_level", "sample_rate")
@@ -49,7 +49,8 @@ FULL_SCALE = 32768  # of 16-bit PCM
 # ---------------------------------------------------------------- flags
 
 def parse_arguments(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)
     config = {preset: getattr(Config, preset)() for preset in PRESETS}
 
     def flag(group, name, kind, text, default=None, **more):
@@ -152,10 +153,13 @@ def find_audio(folder):
     for path in paths:
         try:
             info = soundfile.info(path)
+            frames = info.frames
         except (soundfile.LibsndfileError, OSError):
+            frames = 0
+        if frames > 0:
+            files.append((path, frames, info.samplerate))
+        else:
             bad.append(path)
-            continue
-        files.append((path, info.frames, info.samplerate)) if info.frames > 0 else bad.append(path)
     if bad:
         names = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
         print(f"skipped {len(bad)} of {len(paths)} files, empty or not readable: {names}", file=sys.stderr)
@@ -331,8 +335,8 @@ def start_metrics(path, step):
     return open(path, "a", newline="", buffering=1)
 
 
-def main():
-    args, given = parse_arguments()
+def main(argv=None):
+    args, given = parse_arguments(argv)
     last_path, best_path = (os.path.join(args.out_dir, name) for name in ("last.pt", "best.pt"))
 
     # a run that goes on brings its own flags; a new one must not write over an old one
@@ -438,7 +442,8 @@ def main():
             loss = total_loss(args, cover, secret, stego, r, cover_, secret_) / args.accumulate
             scaler.scale(loss).backward()
             with torch.no_grad():
-                window[:3] += torch.stack([loss, snr(cover, stego).mean() / args.accumulate, snr(secret, secret_).mean() / args.accumulate]).nan_to_num()
+                scores = torch.stack([snr(cover, stego).mean(), snr(secret, secret_).mean()]) / args.accumulate
+                window[:3] += torch.cat([loss[None], scores]).nan_to_num()
         scaler.unscale_(optimiser)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
         if math.isfinite(norm):
@@ -447,9 +452,8 @@ def main():
         else:
             skipped, in_a_row = skipped + 1, in_a_row + 1
             if in_a_row >= args.max_skipped:
-                sys.exit(f"the gradient was not finite {in_a_row} times in a row, the last at step {step + 1}: try a lower --lr "
-                         f"or --clip, or --amp fp32; {last_path} holds the last good checkpoint" if os.path.exists(last_path) else
-                         f"the gradient was not finite {in_a_row} times in a row, from the start: try a lower --lr, or --amp fp32")
+                sys.exit(f"the gradient was not finite {in_a_row} times in a row, the last at step {step + 1}: "
+                         "try a lower --lr, other weights of the losses, or --amp fp32")
         scaler.update()
         window[3:] += torch.stack([norm.nan_to_num(0, 0, 0), torch.ones_like(norm)])
         done = step + 1
@@ -458,14 +462,15 @@ def main():
         if done % args.log_every == 0 or done == args.steps:
             loss_mean, stego_mean, secret_mean, norm_mean, _ = (window / window[4]).tolist()
             window.zero_()
-            scores = None
+            scores = ["", ""]
             if done % args.val_every == 0 or done == args.steps:
-                scores = validated = validate(model, val_set, device)
-                if sum(scores) > best:
-                    best = sum(scores)
+                validated = validate(model, val_set, device)
+                scores = [f"{score:.4f}" for score in validated]
+                if sum(validated) > best:
+                    best = sum(validated)
                     model.save(best_path)
             csv.writer(metrics).writerow([done, f"{loss_mean:.6g}", f"{stego_mean:.4f}", f"{secret_mean:.4f}", f"{norm_mean:.4g}",
-                                          f"{rate:.4g}", skipped, *([f"{score:.4f}" for score in scores] if scores else ["", ""])])
+                                          f"{rate:.4g}", skipped, *scores])
             bar.set_postfix_str(f"stego {stego_mean:.1f} dB, secret {secret_mean:.1f} dB, lr {rate:.1e}, "
                                 f"validation {validated[0]:.1f} / {validated[1]:.1f} dB")
         if done % args.save_every == 0 or done == args.steps or stopped:
