@@ -3,7 +3,6 @@
 import pytest
 import soundfile
 import torch
-from torch.nn import functional
 
 import wavinwav
 from wavinwav import Config, WavINN
@@ -142,8 +141,9 @@ def test_turned_frames_come_back():
     """A cover of loud hiss: its frames are turned, the secret goes where the hiss is not, and all comes back."""
     model = WavINN(Config.lapped())
     speech, secret = speechlike(32000, seed=1).float(), speechlike(32000, seed=2).float()
-    hiss = 0.3 * torch.randn(32000, generator=torch.Generator().manual_seed(3))
-    hiss = hiss - functional.conv1d(hiss[None, None], torch.full((1, 1, 9), 1 / 9), padding=4)[0, 0]
+    spectrum = torch.fft.rfft(0.5 * torch.randn(32000, generator=torch.Generator().manual_seed(3)))
+    spectrum[:10000] = 0  # nothing below 5 kHz
+    hiss = torch.fft.irfft(spectrum)
     cover = torch.where(torch.arange(32000) % 8000 < 4000, speech, hiss)
     turned = model.turned(model.transform(cover[None]))
     assert 0.3 < turned.float().mean() < 0.7
@@ -156,18 +156,18 @@ def test_turned_frames_come_back():
 
 
 def test_training_leaves_the_swap():
-    """No weight that is zero at the start stays without a gradient once the first step is made."""
+    """At the swap itself what the last rho and eta do cancels out; two steps later every weight has its gradient."""
     model = WavINN(Config.lapped())
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
     cover, secret = speechlike(2, 4096, seed=1).float(), speechlike(2, 4096, seed=2).float()
-    for _ in range(2):
+    for _ in range(3):
         optimiser.zero_grad()
         stego, r = model(cover, secret)
         _, secret_ = model.inverse(stego, torch.zeros_like(r))
         ((stego - cover).square().mean() + (secret_ - secret).square().mean()).backward()
         optimiser.step()
     still = [name for name, parameter in model.named_parameters() if not parameter.grad.any()]
-    assert all(name.startswith("blocks.2.eta") or name.startswith("blocks.2.rho") for name in still), still
+    assert not still
 
 
 @pytest.mark.parametrize("name", ["lapped", "paper, small"])

@@ -1,0 +1,178 @@
+"""train.py as a user runs it: real files, real command lines, killed and resumed. Tiny networks, seconds each."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import wavinwav
+from train import main
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+TINY = ["--bands", "32", "--swapped", "8", "--growth", "4", "--crop", "0.25", "--batch_size", "2", "--val_pairs", "4",
+        "--log_every", "2", "--val_every", "4", "--save_every", "2", "--warmup", "2", "--no_progress", "--workers", "0", "--device", "cpu"]
+TINY_PAPER = ["--preset", "paper", "--blocks", "2"] + TINY[4:]
+
+
+def voice(seconds, rate, seed):
+    """A buzz with wandering pitch and formant-like colour: enough of speech for a training loop."""
+    rng = np.random.default_rng(seed)
+    n = int(seconds * rate)
+    pitch = 120 + 80 * rng.random() + 20 * np.sin(np.arange(n) / rate * 3 + seed)
+    phase = 2 * np.pi * np.cumsum(pitch) / rate
+    x = sum(np.sin(k * phase) / k for k in range(1, 12)) * (1.1 + np.sin(np.arange(n) / rate * 9 + seed))
+    return (0.1 * x + 0.002 * rng.standard_normal(n)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder as people have them: several formats, rates, channel counts, silence, and files that are broken."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "deep" / "er").mkdir(parents=True)
+    for i in range(8):
+        soundfile.write(folder / "deep" / f"{i}.wav", voice(1, 16000, i), 16000)
+    soundfile.write(folder / "a.flac", np.stack([voice(1, 44100, 10), voice(1, 44100, 11)], 1), 44100)
+    soundfile.write(folder / "b.OGG", voice(1, 22050, 12), 22050, format="OGG", subtype="VORBIS")
+    soundfile.write(folder / "c.mp3", voice(1, 48000, 13), 48000, format="MP3")
+    soundfile.write(folder / "deep" / "er" / "short.wav", voice(0.1, 8000, 14), 8000)
+    soundfile.write(folder / "silent.wav", np.zeros(16000, np.float32), 16000)
+    soundfile.write(folder / "empty.wav", np.zeros(0, np.float32), 16000)
+    (folder / "broken.wav").write_bytes(b"RIFF of nothing")
+    (folder / "notes.txt").write_text("not audio")
+    return folder
+
+
+def command(*flags):
+    return [sys.executable, os.path.join(HERE, "train.py"), *map(str, flags)]
+
+
+def train(*flags, expect=0):
+    done = subprocess.run(command(*flags), capture_output=True, text=True, timeout=200)
+    assert done.returncode == expect, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def rows(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(path):
+    return torch.cat([value.flatten().double() for value in wavinwav.read_checkpoint(path)["state_dict"].values()])
+
+
+@pytest.mark.parametrize("preset", [TINY, TINY_PAPER], ids=["lapped", "paper"])
+def test_killed_and_resumed_ends_as_uninterrupted(data, tmp_path, preset):
+    flags = ["--data_dir", data, *preset, "--steps", 20]
+    whole = train(*flags, "--out_dir", tmp_path / "whole")
+    assert "skipped 2 of 15 files" in whole.stderr and "broken.wav" in whole.stderr and "empty.wav" in whole.stderr
+
+    cut = tmp_path / "cut"
+    process = subprocess.Popen(command(*flags, "--out_dir", cut), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 150
+    while not (cut / "last.pt").exists() and time.time() < deadline:
+        time.sleep(0.01)
+    process.kill()  # no chance to clean up
+    process.wait()
+    step = wavinwav.read_checkpoint(cut / "last.pt")["training"]["step"]
+    assert 0 < step < 20, "killed too late to show anything"
+    train("--data_dir", data, "--out_dir", cut, "--resume", *preset)
+    assert torch.equal(weights(cut / "last.pt"), weights(tmp_path / "whole" / "last.pt"))
+    assert torch.equal(weights(cut / "best.pt"), weights(tmp_path / "whole" / "best.pt"))
+    assert (cut / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+    assert [row["step"] for row in rows(cut)] == [str(step) for step in range(2, 21, 2)]
+    assert [bool(row["val_stego_snr"]) for row in rows(cut)] == [False, True] * 5
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals differ")
+def test_ctrl_c_saves_between_checkpoints(data, tmp_path):
+    flags = ["--data_dir", data, *TINY, "--steps", 10000, "--save_every", 5000, "--out_dir", tmp_path]
+    process = subprocess.Popen(command(*flags), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "metrics.csv").exists() or len(rows(tmp_path)) < 2:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "--resume" in errors and "Traceback" not in errors
+    assert wavinwav.read_checkpoint(tmp_path / "last.pt")["training"]["step"] >= 4
+
+
+def test_training_learns(data, tmp_path):
+    """The swap alone scores what the first validation shows, nearly; gradients must do better."""
+    train("--data_dir", data, *TINY, "--steps", 60, "--lr", "3e-3", "--attenuation", "0.9", "--val_every", 20, "--out_dir", tmp_path)
+    scores = [float(row["val_stego_snr"]) + float(row["val_secret_snr"]) for row in rows(tmp_path) if row["val_stego_snr"]]
+    assert scores[-1] > scores[0] + 0.3, scores
+    cover, secret = (torch.from_numpy(voice(1, 16000, seed)) for seed in (20, 21))
+    model = wavinwav.load(tmp_path / "best.pt")
+    assert model.reveal(model.hide(cover, secret)[0])[1].shape == (16000,)
+
+
+def test_init_from_takes_network_and_weights(data, tmp_path):
+    train("--data_dir", data, *TINY, "--steps", 2, "--out_dir", tmp_path / "a")
+    train("--data_dir", data, *TINY[4:], "--steps", 2, "--lr", "1e-12", "--out_dir", tmp_path / "b", "--init_from", tmp_path / "a" / "best.pt")
+    assert torch.allclose(weights(tmp_path / "b" / "last.pt"), weights(tmp_path / "a" / "best.pt"), atol=1e-9)
+    assert wavinwav.load(tmp_path / "b" / "last.pt").config.bands == 32
+
+
+def test_every_loss_trains_every_preset(data, tmp_path):
+    for name, preset in (("lapped", TINY), ("paper", TINY_PAPER)):
+        losses = ["--w_stego", 1, "--w_cover", 1, "--w_secret", 1, "--w_z", 1, "--wave", 1, "--stft", 1, "--snr", 0.01]
+        train("--data_dir", data, *preset, *losses, "--steps", 4, "--accumulate", 2, "--out_dir", tmp_path / name)
+        assert rows(tmp_path / name)[-1]["skipped"] == "0"
+
+
+def test_non_finite_steps_are_skipped_and_many_stop_the_run(data, tmp_path):
+    done = train("--data_dir", data, *TINY, "--steps", 50, "--snr", "1e38", "--max_skipped", 4, "--out_dir", tmp_path, expect=1)
+    assert "not finite 4 times in a row" in done.stderr
+
+
+def test_bf16_training_runs_on_a_cpu(data, tmp_path):
+    train("--data_dir", data, *TINY, "--amp", "bf16", "--steps", 4, "--out_dir", tmp_path)
+    assert float(rows(tmp_path)[-1]["stego_snr"]) > 5
+
+
+def test_loader_processes_give_the_same_run(data, tmp_path):
+    for name, workers in (("a", 0), ("b", 2)):
+        train("--data_dir", data, *TINY, "--steps", 4, "--workers", workers, "--out_dir", tmp_path / name)
+    assert torch.equal(weights(tmp_path / "a" / "last.pt"), weights(tmp_path / "b" / "last.pt"))
+
+
+def test_one_line_for_what_cannot_be_done(data, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "silent").mkdir()
+    for i in range(4):
+        soundfile.write(tmp_path / "silent" / f"{i}.wav", np.zeros(16000), 16000)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.pt").write_bytes(b"damaged")
+    out = ["--out_dir", tmp_path / "new"]
+    cases = [
+        (["--data_dir", tmp_path / "missing", *out], "is not a folder"),
+        (["--data_dir", tmp_path / "empty", *out], "has 0 audio files"),
+        (["--data_dir", tmp_path / "silent", *out], "silent"),
+        (["--data_dir", data, "--val_dir", tmp_path / "empty", *out], "to validate on"),
+        (["--data_dir", data, *out, "--resume"], "nothing to resume"),
+        (["--data_dir", data, "--out_dir", tmp_path / "run"], "go on with --resume"),
+        (["--data_dir", data, "--out_dir", tmp_path / "run", "--resume"], "is not a WavInWav model"),
+        (["--data_dir", data, *out, "--kernel", 4], "Config.kernel must be odd"),
+        (["--data_dir", data, *out, "--init_from", data / "notes.txt"], "is not a WavInWav model"),
+    ]
+    for flags, expected in cases:
+        with pytest.raises(SystemExit) as caught:  # in this process, since a subprocess loads torch anew
+            main([str(flag) for flag in flags])
+        assert expected in str(caught.value) and len(str(caught.value).splitlines()) == 1
+    done = train(*cases[1][0], expect=1)
+    assert done.stderr.count("\n") == 1
+
+
+def test_resume_refuses_other_flags(data, tmp_path):
+    train("--data_dir", data, *TINY, "--steps", 2, "--out_dir", tmp_path)
+    done = train("--data_dir", data, "--lr", "0.5", "--out_dir", tmp_path, "--resume", expect=1)
+    assert "--lr 0.5 differs from the" in done.stderr and "Traceback" not in done.stderr
