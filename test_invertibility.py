@@ -175,7 +175,8 @@ def test_recomputation_changes_no_gradient(name):
     model = randomised(CONFIGS[name], torch.float64)
     cover, secret = speechlike(1, 1024, seed=1), speechlike(1, 1024, seed=2)
     gradients = []
-    for model.recompute in (False, True):
+    for recompute in (False, True):
+        model.recompute(recompute)
         model.zero_grad()
         stego, r = model(cover, secret)
         (model.inverse(stego, torch.zeros_like(r))[1] - secret).square().mean().backward()
@@ -186,6 +187,17 @@ def test_recomputation_changes_no_gradient(name):
 def test_parameters_of_the_paper():
     model = WavINN(Config.paper())
     assert sum(p.numel() for p in model.parameters()) == 3_385_920  # 6,192 of them biases
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_pieces_are_the_whole(name, monkeypatch):
+    model = randomised(CONFIGS[name], torch.float64)
+    cover, secret = speechlike(2, 5000, seed=1), speechlike(2, 5000, seed=2)
+    whole = model.hide(cover, secret)
+    for frames in (1, 7, 16):
+        monkeypatch.setattr(wavinwav, "PIECE_FRAMES", frames * (1 if model.config.bands > 1 else 100))
+        for a, b in zip(model.hide(cover, secret), whole):
+            assert (a - b).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("bands", [1, 2, 64, 128])

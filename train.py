@@ -112,7 +112,7 @@ def parse_arguments(argv=None):
     flag(group, "amp", str, "precision of the subnets while training; auto is bf16 or else fp16 on CUDA, fp32 elsewhere",
          "auto", choices=["auto", "fp32", "bf16", "fp16"])
     group.add_argument("--recompute", action="store_true", default=None,
-                       help="keep the activations of one block only and compute them again: far less memory, a third more time (default: paper)")
+                       help="keep the activations of one subnet only and compute them again: far less memory, a third more time (default: paper)")
     group.add_argument("--no_recompute", dest="recompute", action="store_false", help="keep all activations (default: lapped)")
 
     group = parser.add_argument_group("output")
@@ -379,7 +379,7 @@ def main(argv=None):
     except (ValueError, OSError) as error:
         sys.exit(str(error))
     config = model.config
-    model.recompute = args.recompute
+    model.recompute(args.recompute)
 
     # the data
     train_files, val_files = split_files(args)

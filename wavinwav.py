@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+PIECE_FRAMES = 2048  # what a subnet works on at a time when no gradient is asked for
 SEGMENT_SECONDS = 0.02  # what `scramble` permutes, section III-D of the paper
 
 
@@ -88,6 +89,8 @@ class Config:
 class DenseSubnet(nn.Module):
     """Five convs, each reading the input and the outputs of all before it (HiNet's dense block). [B, C, F] -> same."""
 
+    recompute = False  # see WavINN
+
     def __init__(self, config: Config):
         super().__init__()
         conv = functools.partial(nn.Conv1d, kernel_size=config.kernel, padding=config.kernel // 2)
@@ -100,8 +103,20 @@ class DenseSubnet(nn.Module):
             x = torch.cat([x, functional.leaky_relu(conv(x), 0.2)], 1)
         return x
 
-    def forward(self, x: Tensor) -> Tensor:
+    def compute(self, x: Tensor) -> Tensor:
         return self.last(self.features(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return checkpoint(self.compute, x, use_reentrant=False) if self.recompute else self.compute(x)
+        # Piece by piece, each with the frames around it that the five convs see: the same result in a cache-sized space.
+        halo = 5 * (self.last.kernel_size[0] // 2)
+        pieces = []
+        for start in range(0, x.shape[2], PIECE_FRAMES):
+            left = min(halo, start)
+            piece = self.compute(x[:, :, start - left:start + PIECE_FRAMES + halo])
+            pieces.append(piece[:, :, left:left + PIECE_FRAMES])
+        return torch.cat(pieces, 2)
 
 
 class GatedSubnet(DenseSubnet):
@@ -113,7 +128,7 @@ class GatedSubnet(DenseSubnet):
         self.direct = nn.Conv1d(config.bands, config.bands, 1, bias=False)
         self.gate = nn.Conv1d(self.last.in_channels, config.bands, config.kernel, padding=config.kernel // 2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def compute(self, x: Tensor) -> Tensor:
         features = self.features(0.2 * torch.log(x.square() + 1e-3))
         return 2 * torch.sigmoid(self.gate(features)) * (self.direct(x) + self.last(features))
 
@@ -177,13 +192,12 @@ class WavINN(nn.Module):
     """The stack of couplings, behind a lapped transform where the config has more than one band.
 
     `hide` and `reveal` are for use, on any shape; `forward` and `inverse` are for training, on [B, T].
-    Set `recompute = True` to trade a third more arithmetic for the memory of one block instead of all.
+    `recompute(True)` trades a third more arithmetic in training for the memory of one subnet instead of all.
     """
 
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        self.recompute = False
         self.blocks = nn.ModuleList(AffineCoupling(config) for _ in range(config.blocks))
         # The long-term level of each band, by which coefficients are divided. Speech falls by some 6 dB an octave;
         # training measures its own.
@@ -214,6 +228,11 @@ class WavINN(nn.Module):
         after.phi.direct.weight[high, low] = 1
         after.eta.direct.weight[low, high] = -1
 
+    def recompute(self, on: bool):
+        """Keep only the subnets' inputs for the backward pass, and compute the rest of one subnet at a time again."""
+        for block in self.blocks:
+            block.phi.recompute = block.rho.recompute = block.eta.recompute = on
+
     def turned(self, coefficients: Tensor) -> Tensor:
         """Frames [B, 1, F] whose high bands are loud and louder than the low ones, as in an s: hiding in the low ones
         costs less there, so such frames pass the couplings with their bands in reverse order."""
@@ -231,11 +250,6 @@ class WavINN(nn.Module):
         with torch.autocast(coefficients.device.type, enabled=False):
             return unlapped(coefficients)
 
-    def run(self, step, cover: Tensor, secret: Tensor) -> tuple[Tensor, Tensor]:
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(step, cover, secret, use_reentrant=False)
-        return step(cover, secret)
-
     def forward(self, cover: Tensor, secret: Tensor) -> tuple[Tensor, Tensor]:
         """cover, secret [B, T], T a multiple of config.bands -> stego [B, T], r [B, bands (+ 1), F = T / bands].
 
@@ -245,7 +259,7 @@ class WavINN(nn.Module):
         turned = self.turned(cover)
         cover = torch.where(turned, cover.flip(1), cover) / self.level
         for block in self.blocks:
-            cover, secret = self.run(block.forward, cover, secret)
+            cover, secret = block(cover, secret)
         cover = cover * self.level
         cover = torch.where(turned, cover.flip(1), cover)
         rows = [secret, turned.to(secret.dtype)] if self.config.turn_level else [secret]
@@ -257,7 +271,7 @@ class WavINN(nn.Module):
         turned = turned > 0.5 if turned.shape[1] else self.turned(cover)
         cover = torch.where(turned, cover.flip(1), cover) / self.level
         for block in reversed(self.blocks):
-            cover, secret = self.run(block.inverse, cover, secret)
+            cover, secret = block.inverse(cover, secret)
         cover = cover * self.level
         cover = torch.where(turned, cover.flip(1), cover)
         return self.untransform(cover), self.untransform(secret * self.level)
