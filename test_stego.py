@@ -1,0 +1,165 @@
+"""stego.py as a user runs it: real files through the real commands, with the shipped model."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import stego
+from test_train import voice
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+COVER, SECRET = (os.path.join(HERE, "examples", f"{name}.wav") for name in ("cover", "secret"))
+MODEL = os.path.join(HERE, "wavinwav.pt")
+
+
+def run(*words, expect=0, cwd=None):
+    done = subprocess.run([sys.executable, os.path.join(HERE, "stego.py"), *map(str, words)], capture_output=True,
+                          text=True, timeout=120, cwd=cwd)
+    assert done.returncode == expect, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def printed_snrs(text):
+    stego_snr, secret_snr = re.search(r"stego SNR (\S+) dB, secret SNR (\S+) dB", text).groups()
+    return float(stego_snr), float(secret_snr)
+
+
+def snr(reference, estimate):
+    return 10 * np.log10(np.sum(reference ** 2) / np.sum((reference - estimate) ** 2))
+
+
+def test_examples_hide_and_reveal(tmp_path):
+    hidden, revealed = tmp_path / "stego.wav", tmp_path / "secret.wav"
+    stego_snr, secret_snr = printed_snrs(run("hide", COVER, SECRET, "-o", hidden).stdout)
+    run("reveal", hidden, "-o", revealed)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["secret.wav", "stego.wav"]
+    info = soundfile.info(hidden)
+    assert (info.format, info.subtype, info.samplerate, info.frames) == ("WAV", "PCM_16", 16000, soundfile.info(COVER).frames)
+    cover, written, secret, found = (soundfile.read(path)[0] for path in (COVER, hidden, SECRET, revealed))
+    assert len(found) == len(secret), "the true length travels in the file"
+    assert abs(snr(cover, written) - stego_snr) < 0.01 and abs(snr(secret, found) - secret_snr) < 0.01
+    assert stego_snr > 24 and secret_snr > 12
+
+
+@pytest.mark.parametrize("rate", [8000, 24000, 48000])
+def test_secret_is_brought_to_the_rate_of_the_cover(tmp_path, rate):
+    """Another rate, two channels, another format; a cover that fills no whole number of frames."""
+    soundfile.write(tmp_path / "cover.flac", voice(2.0003, rate, 1), rate)
+    soundfile.write(tmp_path / "secret.ogg", np.stack([voice(1.5, 44100, 2)] * 2, 1), 44100, format="OGG", subtype="VORBIS")
+    run("hide", tmp_path / "cover.flac", tmp_path / "secret.ogg", "-o", tmp_path / "stego.wav")
+    run("reveal", tmp_path / "stego.wav", "-o", tmp_path / "found.wav")
+    cover, hidden, found = (soundfile.info(tmp_path / name) for name in ("cover.flac", "stego.wav", "found.wav"))
+    assert (hidden.samplerate, hidden.frames) == (rate, cover.frames)
+    assert (found.samplerate, found.channels) == (rate, 1)
+    assert abs(found.frames / rate - 1.5) < 0.02
+
+
+def test_a_secret_of_the_same_length_and_one_sample(tmp_path):
+    for seconds, samples in ((1, 16000), (1 / 16000, 1)):
+        soundfile.write(tmp_path / "cover.wav", voice(1, 16000, 1), 16000)
+        soundfile.write(tmp_path / "secret.wav", voice(seconds, 16000, 2), 16000)
+        run("hide", tmp_path / "cover.wav", tmp_path / "secret.wav", "-o", tmp_path / "stego.wav")
+        run("reveal", tmp_path / "stego.wav", "-o", tmp_path / "found.wav")
+        assert soundfile.info(tmp_path / "found.wav").frames == samples
+
+
+def test_clipping_is_told(tmp_path):
+    soundfile.write(tmp_path / "cover.wav", np.sign(voice(1, 16000, 1)), 16000)
+    soundfile.write(tmp_path / "secret.wav", voice(1, 16000, 2), 16000)
+    assert "clipped" in run("hide", tmp_path / "cover.wav", tmp_path / "secret.wav", "-o", tmp_path / "stego.wav").stderr
+
+
+def test_header():
+    rng = np.random.default_rng(0)
+    samples = rng.integers(-32768, 32768, 1000).astype(np.int16)
+    assert stego.read_header(samples) is None
+    marked = samples.copy()
+    stego.write_header(marked, 777)
+    assert stego.read_header(marked) == 777
+    assert np.abs(marked.astype(int) - samples).max() == 1
+    assert np.array_equal(marked[stego.HEADER_SAMPLES:], samples[stego.HEADER_SAMPLES:])
+    for i in range(stego.HEADER_SAMPLES):
+        damaged = marked.copy()
+        damaged[i] ^= 1
+        assert stego.read_header(damaged) is None
+    stego.write_header(marked, 1001)
+    assert stego.read_header(marked) is None, "longer than the file"
+    assert stego.read_header(marked[:100]) is None
+
+
+def test_one_line_for_bad_input(tmp_path, capsys):
+    def write(name, x, rate=16000, **more):
+        soundfile.write(tmp_path / name, x, rate, **more)
+        return tmp_path / name
+
+    cover, short = write("cover.wav", voice(1, 16000, 1)), write("short.wav", voice(0.5, 16000, 2))
+    (tmp_path / "text.wav").write_text("not audio")
+    (tmp_path / "cut.pt").write_bytes(open(MODEL, "rb").read()[:10000])
+    nan = voice(1, 16000, 3)
+    nan[100] = np.nan
+    out = tmp_path / "out.wav"
+    cases = [
+        (["hide", tmp_path / "missing.wav", short], "missing.wav does not exist"),
+        (["hide", cover, tmp_path / "text.wav"], "text.wav cannot be read as audio"),
+        (["hide", cover, write("long.wav", voice(1.5, 8000, 2), 8000)], "lasts 1.500 s, longer than its cover's 1.000 s"),
+        (["hide", write("stereo.wav", np.zeros((16000, 2))), short], "stereo.wav has 2 channels"),
+        (["hide", write("tiny.wav", np.zeros(100)), write("one.wav", np.zeros(1))], "tiny.wav has 100 samples, too short"),
+        (["hide", write("empty.wav", np.zeros(0)), short], "empty.wav has no samples"),
+        (["hide", write("nan.wav", nan, subtype="FLOAT"), short], "nan.wav has samples that are NaN"),
+        (["hide", cover, short, "--model", tmp_path / "none.pt"], "none.pt does not exist"),
+        (["hide", cover, short, "--model", cover], "cover.wav is not a WavInWav model"),
+        (["hide", cover, short, "--model", tmp_path / "cut.pt"], "cut.pt is not a WavInWav model"),
+        (["reveal", cover], "cover.wav carries no secret"),
+        (["reveal", tmp_path / "stereo.wav"], "stereo.wav carries no secret"),
+        (["reveal", tmp_path / "text.wav"], "text.wav cannot be read as audio"),
+    ]
+    out.write_text("precious")
+    before = sorted(os.listdir(tmp_path))
+    for words, expected in [*cases, (["hide", cover, short, "-o", tmp_path / "nowhere" / "out.wav"], "cannot be written")]:
+        with pytest.raises(SystemExit) as caught:  # in this process, since a subprocess loads torch anew
+            stego.main([str(word) for word in ([*words, "-o", out] if "-o" not in words else words)])
+        message = str(caught.value)
+        assert expected in message and len(message.splitlines()) == 1
+        assert capsys.readouterr().out == ""
+    done = run(*cases[0][0], "-o", out, expect=1)
+    assert done.stderr == f"error: {tmp_path / 'missing.wav'} does not exist\n" and done.stdout == ""
+    assert sorted(os.listdir(tmp_path)) == before and out.read_text() == "precious"
+
+
+def test_two_files_copied_alone_are_enough(tmp_path):
+    """wavinwav.py needs torch and the standard library only."""
+    tree = ast.parse(open(os.path.join(HERE, "wavinwav.py")).read())
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) == {"torch"}
+    for name in ("wavinwav.py", "wavinwav.pt"):
+        shutil.copy(os.path.join(HERE, name), tmp_path)
+    program = """
+import torch, wavinwav
+model = wavinwav.load("wavinwav.pt")
+cover, secret = 0.1 * torch.randn(2, 16000)
+stego, r = model.hide(cover, secret)
+print(model.reveal(stego)[1].shape, (model.reveal(stego, r)[1] - secret).abs().max().item() < 1e-3)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.stdout.strip() == "torch.Size([16000]) True", done.stderr
+
+
+def test_evaluate_scores_files(tmp_path):
+    for i in range(3):
+        soundfile.write(tmp_path / f"{i}.wav", voice(3.5, 16000, i), 16000)
+    done = subprocess.run([sys.executable, os.path.join(HERE, "evaluate.py"), "--data_dir", tmp_path, "--pairs", "2", "--rate", "24000",
+                           "--no_perceptual", "--attacks"], capture_output=True, text=True, timeout=200)
+    scores = dict(re.findall(r"^(\S.*?)\s{2,}(\S+) \+- ", done.stdout, re.MULTILINE))
+    assert len(scores) == 7, done.stderr
+    assert float(scores["stego SNR"]) > 15 and float(scores["secret SNR"]) > 5
+    assert float(scores["secret SNR, noise at 20 dB"]) < float(scores["secret SNR"]) - 5
