@@ -10,7 +10,6 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-import torch
 
 import stego
 from test_train import voice
