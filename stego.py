@@ -73,15 +73,11 @@ def read_audio(path, dtype="float32"):
 
 def write_audio(path, samples, rate):
     """Write int16 samples [T] as 16-bit PCM WAV: to a temporary file first, so that a fault leaves nothing behind."""
-    temporary = f"{path}.{os.getpid()}.tmp"
     try:
-        soundfile.write(temporary, samples, rate, subtype="PCM_16", format="WAV")
-        os.replace(temporary, path)
+        with wavinwav.replacing(path) as temporary:
+            soundfile.write(temporary, samples, rate, subtype="PCM_16", format="WAV")
     except (soundfile.LibsndfileError, OSError) as error:
         raise StegoError(f"{path} cannot be written ({error})") from error
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
 
 
 def to_pcm(x):

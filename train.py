@@ -216,8 +216,11 @@ class Pairs(Dataset):
                 return x * 10 ** (rng.uniform(-self.gain, self.gain) / 20), chosen
         raise RuntimeError("1000 crops in a row were silent or could not be read")
 
+    def rng(self, index):
+        return random.Random(f"{self.seed}/{index}")
+
     def __getitem__(self, index):
-        rng = random.Random(f"{self.seed}/{index}")
+        rng = self.rng(index)
         cover, chosen = self.crop(rng)
         return cover, self.crop(rng, other=chosen)[0]
 
@@ -236,7 +239,7 @@ def batches(pairs, batch_size, first, last, workers):
 @torch.no_grad()
 def measure_level(pairs, bands, count=256):
     """Long-term root mean square of each band of the lapped transform in the training data, [bands, 1]."""
-    crops = torch.stack([pairs[-1 - i][0] for i in range(count)])
+    crops = torch.stack([pairs.crop(pairs.rng(-1 - i))[0] for i in range(count)])
     return wavinwav.lapped(crops, bands).square().mean((0, 2)).sqrt()[:, None].clamp_min(1e-6)
 
 
@@ -329,9 +332,8 @@ def start_metrics(path, step):
     if step and os.path.exists(path):
         with open(path, newline="") as file:
             rows = [row for row in list(csv.reader(file))[1:] if len(row) == len(header) and int(row[0]) <= step]
-    with open(path + ".tmp", "w", newline="") as file:
+    with wavinwav.replacing(path) as temporary, open(temporary, "w", newline="") as file:
         csv.writer(file).writerows([header, *rows])
-    os.replace(path + ".tmp", path)
     return open(path, "a", newline="", buffering=1)
 
 

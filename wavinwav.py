@@ -16,6 +16,7 @@ torch and the standard library only, so that it can be copied into other project
 Shapes: B batch, T samples, C channels (bands of the lapped transform; 1 is the waveform itself), F frames (T / C).
 """
 
+import contextlib
 import functools
 import math
 import os
@@ -188,6 +189,11 @@ def unlapped(coefficients: Tensor) -> Tensor:
     return (first + second.roll(1, 1)).flatten(1)
 
 
+def turn(coefficients: Tensor, turned: Tensor) -> Tensor:
+    """Reverse the bands of the frames that `turned` [B, 1, F] marks; its own inverse. [B, C, F] -> same."""
+    return torch.where(turned, coefficients.flip(1), coefficients)
+
+
 class WavINN(nn.Module):
     """The stack of couplings, behind a lapped transform where the config has more than one band.
 
@@ -257,11 +263,10 @@ class WavINN(nn.Module):
         """
         cover, secret = self.transform(cover), self.transform(secret) / self.level
         turned = self.turned(cover)
-        cover = torch.where(turned, cover.flip(1), cover) / self.level
+        cover = turn(cover, turned) / self.level
         for block in self.blocks:
             cover, secret = block(cover, secret)
-        cover = cover * self.level
-        cover = torch.where(turned, cover.flip(1), cover)
+        cover = turn(cover * self.level, turned)
         rows = [secret, turned.to(secret.dtype)] if self.config.turn_level else [secret]
         return self.untransform(cover), torch.cat(rows, 1)
 
@@ -269,11 +274,10 @@ class WavINN(nn.Module):
         """Inverse of `forward`. Without the last row of r, [B, bands, F], the stego tells which frames were turned."""
         cover, secret, turned = self.transform(stego), *r.split([self.config.bands, r.shape[1] - self.config.bands], 1)
         turned = turned > 0.5 if turned.shape[1] else self.turned(cover)
-        cover = torch.where(turned, cover.flip(1), cover) / self.level
+        cover = turn(cover, turned) / self.level
         for block in reversed(self.blocks):
             cover, secret = block.inverse(cover, secret)
-        cover = cover * self.level
-        cover = torch.where(turned, cover.flip(1), cover)
+        cover = turn(cover * self.level, turned)
         return self.untransform(cover), self.untransform(secret * self.level)
 
     def draw_z(self, stego: Tensor) -> Tensor:
@@ -348,13 +352,20 @@ class WavINN(nn.Module):
 
     def save(self, path: str | os.PathLike, **extra):
         """Write config and weights (and `extra`, of plain types) to a file that `load` reads. Never half-written."""
-        temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
-        try:
+        with replacing(path) as temporary:
             torch.save({"wavinwav": 1, "config": asdict(self.config), "state_dict": self.state_dict()} | extra, temporary)
-            os.replace(temporary, path)
-        finally:
-            if os.path.exists(temporary):
-                os.remove(temporary)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike):
+    """The name of a temporary file beside `path` that takes its place at the end, or is removed after a fault."""
+    temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict:
