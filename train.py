@@ -2,6 +2,7 @@
 
     python train.py --data_dir DIR                                    # a laptop, about an hour
     python train.py --data_dir DIR --out_dir runs/lapped --resume     # go on with a run that was stopped
+    python train.py --data_dir DIR --preset lattice                   # the lattice preset's coder, minutes on a CPU
     python train.py --data_dir DIR --preset paper                     # the paper's network, losses and schedule (a GPU)
     python train.py --data_dir DIR --init_from wavinwav.pt            # start from a model's weights
 
@@ -32,15 +33,17 @@ from torchaudio.transforms import Resample
 from tqdm import tqdm
 
 import wavinwav
-from wavinwav import Config, WavINN
+from wavinwav import Config, Lattice, WavINN
 
 PRESETS = {  # a preset's values for flags that have no other default
     "lapped": dict(steps=6000, batch_size=4, lr=5e-4, schedule="cosine", warmup=200,
                    w_stego=1.0, w_cover=0.0, w_secret=1.0, w_z=0.0, wave=0.0, stft=0.0, snr=1.0),
+    "lattice": dict(steps=4000, batch_size=4, lr=3e-3, schedule="cosine", warmup=50),
     "paper": dict(steps=570000, batch_size=4, lr=1e-4, schedule="decay", warmup=0, recompute=True,
                   w_stego=2.0, w_cover=1.0, w_secret=1.0, w_z=10.0, wave=1.0, stft=1.0, snr=0.0),
 }
 MODEL_FLAGS = ("bands", "blocks", "growth", "kernel", "clamp", "swapped", "attenuation", "turn_level", "sample_rate")
+OBJECTIVES = ("w_stego", "w_cover", "w_secret", "w_z", "wave", "stft", "snr")
 ANEW_ON_RESUME = {"resume", "data_dir", "val_dir", "out_dir", "device", "workers", "save_every", "no_progress"}
 SILENCE = 1e-5  # mean square of a crop, -50 dBFS: under it there is nothing to hide or to hide in
 FULL_SCALE = 32768  # of 16-bit PCM
@@ -126,6 +129,9 @@ def parse_arguments(argv=None):
     args = parser.parse_args(argv)
     given = {action.dest for action in parser._actions for option in action.option_strings
              if option in [word.split("=")[0] for word in (sys.argv[1:] if argv is None else argv)]}
+    if args.preset == "lattice" and given & set(OBJECTIVES):
+        parser.error(f"--{min(given & set(OBJECTIVES))} has no parameter to reach in the lattice preset, "
+                     "which is trained by maximum likelihood: its loss is the bits that a sample of the secret takes")
     for name, value in PRESETS[args.preset].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -325,9 +331,40 @@ def validate(model, loader, device):
     return torch.cat(scores, 1).mean(1).tolist()
 
 
-def start_metrics(path, step):
+def draw_steps(secrets):
+    """Random settings for secrets [N, T] in PCM units: steps 10 to 65 dB below their levels, and how far these follow the
+    signal; integers [N] each, as Lattice.forward takes them."""
+    level = 0.5 * torch.log2(secrets.square().mean(1).cpu())
+    shaping = (256 * (1.4 * torch.rand(len(secrets)) - 0.4).clamp_min(0)).long()  # a third has none
+    step = 64 * (level - (10 + 55 * torch.rand(len(secrets))) / 6.02) - 0.75 * shaping
+    return step.long(), shaping
+
+
+@torch.no_grad()
+def count_tables(model, pairs, batches=8, count=32):
+    """The lattice coder's tables, from training crops under common steps of 1 to 500."""
+    generator = torch.Generator().manual_seed(0)
+    samples = []
+    for n in range(batches):
+        secrets = FULL_SCALE * torch.stack([pairs.crop(pairs.rng(-1000 - n * count - i))[0] for i in range(count)])
+        samples.append((secrets, int(64 * 9 * (n + 0.5) / batches), int(256 * torch.rand(1, generator=generator)) * (n % 3 > 0)))
+    model.measure(samples)
+
+
+@torch.no_grad()
+def validate_lattice(model, loader):
+    """Bits a sample that the lattice coder takes for the fixed validation crops, mean over four steps."""
+    secrets = FULL_SCALE * torch.cat([torch.cat(batch) for batch in loader])
+    coefficients = wavinwav.lapped(secrets, model.config.bands).permute(2, 1, 0).contiguous()
+    total = 0.0
+    for step, shaping in ((64, 0), (192, 0), (320, 100), (384, 200)):
+        classes, integers, _ = model.quantise(coefficients, step, shaping)
+        total += model.cost(classes, integers).mean().item() / 4
+    return total
+
+
+def start_metrics(path, step, header):
     """Open metrics.csv to go on after `step`; rows that a killed run wrote later are dropped, as they come again."""
-    header = ["step", "loss", "stego_snr", "secret_snr", "grad_norm", "lr", "skipped", "val_stego_snr", "val_secret_snr"]
     rows = []
     if step and os.path.exists(path):
         with open(path, newline="") as file:
@@ -374,14 +411,19 @@ def main(argv=None):
         if args.init_from and not checkpoint:
             model = wavinwav.load(args.init_from).train()
         elif checkpoint:
-            model = WavINN(Config(**checkpoint["config"]))
+            config = Config(**checkpoint["config"])
+            model = Lattice(config) if config.preset == "lattice" else WavINN(config)
         else:
             changes = {name: getattr(args, name) for name in MODEL_FLAGS if getattr(args, name) is not None}
-            model = WavINN(getattr(Config, args.preset)(**changes))
+            config = getattr(Config, args.preset)(**changes)
+            model = Lattice(config) if config.preset == "lattice" else WavINN(config)
     except (ValueError, OSError) as error:
         sys.exit(str(error))
-    config = model.config
-    model.recompute(args.recompute)
+    config, lattice = model.config, isinstance(model, Lattice)
+    if lattice != (args.preset == "lattice"):
+        sys.exit(f"{args.init_from} holds a model of preset {config.preset}; give --preset {config.preset}")
+    if not lattice:
+        model.recompute(args.recompute)
 
     # the data
     train_files, val_files = split_files(args)
@@ -391,7 +433,8 @@ def main(argv=None):
     try:
         val_set = list(batches(val_pairs, args.batch_size, 0, math.ceil(args.val_pairs / args.batch_size), 0))
         if config.bands > 1 and not args.init_from and not checkpoint:
-            model.level.copy_(measure_level(train_pairs, config.bands))
+            level = measure_level(train_pairs, config.bands)
+            model.level.copy_((8 * torch.log2(FULL_SCALE * level[:, 0])).floor() if lattice else level)
     except RuntimeError as error:
         sys.exit(f"{args.data_dir}: {error}")
     model.to(device)
@@ -415,7 +458,10 @@ def main(argv=None):
         window = training["window"].to(device)
 
     os.makedirs(args.out_dir, exist_ok=True)
-    metrics = start_metrics(os.path.join(args.out_dir, "metrics.csv"), first_step)
+    header = ["step", "loss", "stego_snr", "secret_snr", "grad_norm", "lr", "skipped", "val_stego_snr", "val_secret_snr"]
+    if lattice:
+        header = ["step", "loss", "grad_norm", "lr", "skipped", "val_bits"]
+    metrics = start_metrics(os.path.join(args.out_dir, "metrics.csv"), first_step, header)
     stopped = []
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda number, frame: stopped.append(number))
@@ -430,7 +476,7 @@ def main(argv=None):
           f"{device}, {precision}, steps {first_step} to {args.steps}, in {args.out_dir}")
     loader = iter(batches(train_pairs, args.batch_size, first_step * args.accumulate, args.steps * args.accumulate, args.workers))
     bar = tqdm(total=args.steps, initial=first_step, disable=args.no_progress, dynamic_ncols=True)
-    validated = [math.nan, math.nan]
+    validated = [math.nan] if lattice else [math.nan, math.nan]
     for step in range(first_step, args.steps):
         rate = learning_rate(step, args)
         for group in optimiser.param_groups:
@@ -439,13 +485,19 @@ def main(argv=None):
         optimiser.zero_grad()
         for _ in range(args.accumulate):
             cover, secret = (x.to(device, non_blocking=True) for x in next(loader))
-            with amp():
-                stego, r, cover_, secret_ = round_trip(model, cover, secret)
-            loss = total_loss(args, cover, secret, stego, r, cover_, secret_) / args.accumulate
+            if lattice:  # both are secrets; nothing depends on the cover
+                secrets = FULL_SCALE * torch.cat([cover, secret])
+                loss = model(secrets, *(x.to(device) for x in draw_steps(secrets))).mean() / args.accumulate
+            else:
+                with amp():
+                    stego, r, cover_, secret_ = round_trip(model, cover, secret)
+                loss = total_loss(args, cover, secret, stego, r, cover_, secret_) / args.accumulate
             scaler.scale(loss).backward()
             with torch.no_grad():
-                scores = torch.stack([snr(cover, stego).mean(), snr(secret, secret_).mean()]) / args.accumulate
-                window[:3] += torch.cat([loss[None], scores]).nan_to_num()
+                window[0] += loss.nan_to_num()
+                if not lattice:
+                    scores = torch.stack([snr(cover, stego).mean(), snr(secret, secret_).mean()]) / args.accumulate
+                    window[1:3] += scores.nan_to_num()
         scaler.unscale_(optimiser)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
         if math.isfinite(norm):
@@ -466,15 +518,25 @@ def main(argv=None):
             window.zero_()
             scores = ["", ""]
             if done % args.val_every == 0 or done == args.steps:
-                validated = validate(model, val_set, device)
-                scores = [f"{score:.4f}" for score in validated]
+                if lattice:
+                    model.cpu()
+                    count_tables(model, train_pairs)
+                    validated = [-validate_lattice(model, val_set)]
+                    model.to(device)
+                else:
+                    validated = validate(model, val_set, device)
+                scores = [f"{abs(score):.4f}" for score in validated] if lattice else [f"{score:.4f}" for score in validated]
                 if sum(validated) > best:
                     best = sum(validated)
                     model.save(best_path)
-            csv.writer(metrics).writerow([done, f"{loss_mean:.6g}", f"{stego_mean:.4f}", f"{secret_mean:.4f}", f"{norm_mean:.4g}",
-                                          f"{rate:.4g}", skipped, *scores])
-            bar.set_postfix_str(f"stego {stego_mean:.1f} dB, secret {secret_mean:.1f} dB, lr {rate:.1e}, "
-                                f"validation {validated[0]:.1f} / {validated[1]:.1f} dB")
+            means = [] if lattice else [f"{stego_mean:.4f}", f"{secret_mean:.4f}"]
+            csv.writer(metrics).writerow([done, f"{loss_mean:.6g}", *means, f"{norm_mean:.4g}", f"{rate:.4g}", skipped,
+                                          *scores[:len(validated)]])
+            if lattice:
+                bar.set_postfix_str(f"{loss_mean:.3f} bits a sample, lr {rate:.1e}, validation {-validated[0]:.3f} bits")
+            else:
+                bar.set_postfix_str(f"stego {stego_mean:.1f} dB, secret {secret_mean:.1f} dB, lr {rate:.1e}, "
+                                    f"validation {validated[0]:.1f} / {validated[1]:.1f} dB")
         if done % args.save_every == 0 or done == args.steps or stopped:
             save(done)
         if stopped:
@@ -482,7 +544,8 @@ def main(argv=None):
             print(f"stopped after step {done}: {last_path} is written, go on with --resume", file=sys.stderr)
             sys.exit(128 + stopped[0])
     bar.close()
-    print(f"done: {best_path} is the best model, stego + secret SNR {best:.1f} dB in validation")
+    unit = f"{-best:.3f} bits a sample" if lattice else f"stego + secret SNR {best:.1f} dB"
+    print(f"done: {best_path} is the best model, {unit} in validation")
 
 
 if __name__ == "__main__":

@@ -16,11 +16,17 @@ torch and the standard library only, so that it can be copied into other project
 Shapes: B batch, T samples, C channels (bands of the lapped transform; 1 is the waveform itself), F frames (T / C).
 """
 
+import bisect
+import concurrent.futures
 import contextlib
+import ctypes
 import functools
+import itertools
 import math
 import os
 import random
+import struct
+import zlib
 from dataclasses import asdict, dataclass, fields
 
 import torch
@@ -66,6 +72,7 @@ class Config:
         self._require(not self.swapped or self.gated, "swapped", "needs gated subnets")
         self._require(not self.swapped or self.blocks >= 2, "blocks", "must be at least 2 for a swap")
         self._require(0 <= self.turn_level < math.inf, "turn_level", "must be at least 0 and finite")
+        self._require(self.preset != "lattice" or self.bands % 128 == 0, "bands", "must be a multiple of 128 in the lattice preset")
         lowest = math.exp(-self.clamp)
         self._require(lowest < self.attenuation <= 1, "attenuation", f"must be above exp(-clamp) = {lowest:.3g} and at most 1")
         self._require(self.latent in ("zero", "normal"), "latent", 'must be "zero" or "normal"')
@@ -78,6 +85,12 @@ class Config:
     def lapped(cls, **changes) -> "Config":
         """Couplings on lapped-transform coefficients, swap-initialised: trains in minutes on a CPU."""
         return cls(**changes)
+
+    @classmethod
+    def lattice(cls, **changes) -> "Config":
+        """A lattice coupling behind a learned coder, for files whose samples do not change. See `Lattice`."""
+        return cls(**(dict(preset="lattice", bands=256, blocks=1, growth=16, kernel=1, gated=False, swapped=0,
+                           turn_level=0.0) | changes))
 
     @classmethod
     def paper(cls, **changes) -> "Config":
@@ -179,12 +192,15 @@ def lapped(x: Tensor, bands: int) -> Tensor:
     return (torch.cat([hops, hops.roll(-1, 1)], 2) @ lapped_basis(bands, x.dtype, x.device)).mT
 
 
-def unlapped(coefficients: Tensor) -> Tensor:
-    """Inverse of `lapped`. [B, C, F] -> [B, T = C * F]."""
+def unlapped(coefficients: Tensor, exact: bool = False) -> Tensor:
+    """Inverse of `lapped`. [B, C, F] -> [B, T = C * F]. `exact` rounds the basis, so that sums of integers below 2 ** 22
+    have no rounding error in float64."""
     bands = coefficients.shape[1]
     if bands == 1:
         return coefficients[:, 0]
     basis = lapped_basis(bands, coefficients.dtype, coefficients.device)
+    if exact:
+        basis = (basis * 2 ** 22).round() / 2 ** 22
     first, second = (coefficients.mT @ basis.T).split(bands, 2)
     return (first + second.roll(1, 1)).flatten(1)
 
@@ -356,6 +372,628 @@ class WavINN(nn.Module):
             torch.save({"wavinwav": 1, "config": asdict(self.config), "state_dict": self.state_dict()} | extra, temporary)
 
 
+# ---------------------------------------------------------------- the lattice preset, for files that stay what they are
+
+BLOCK_FRAMES = 256  # about, in a block, which is decoded without the others: 4 seconds
+LANES = 32  # coders that take turns in a block, one band each
+GROUPS = (0, 4), (2, 4), (1, 2)  # first band and spacing: every frame is decoded in three groups of bands
+HISTORY = (1, 5), (2, 3), (3, 1)  # frames ago, and the bands to each side in them, that a coefficient's scale depends on
+PRESENT = (), (-6, -2, 2, 6), (-7, -5, -3, -1, 1, 3, 5, 7)  # bands of its own frame, in the groups decoded before its own
+EDGE = 8  # empty bands at both ends of a frame for these to reach into
+THREADS = os.cpu_count() or 1
+BATCH = 80  # blocks worked on together
+PROBE = 6  # blocks on which the step is searched
+PIECE = 64  # steps of the coders whose tables are looked up together
+BIN = 16  # neighbouring bands that share a step
+PRECISION = 14  # bits of the coder's probabilities
+SHAPES = 32  # distributions in its tables: quarter octaves of scale, from 1/32 to 8 steps
+CLASSES = SHAPES + 64  # scales; above 8 steps, 1 to 16 low bits of a magnitude are coded as they are
+SYMBOLS = 128  # magnitudes, without these low bits, in a table; the last one is an escape to any below 2 ** 30
+LOWEST = 1 << 31  # a coder's state lies from here to 2 ** 63, and a word of 32 bits is moved to keep it there
+RESIDUAL = 14  # the class of what is left over when a lossless block's samples have been rounded
+HEADER = struct.Struct(">4sBBHhIQQII")  # see Lattice.hide
+MAGIC = b"WIWL"
+HEADER_SAMPLES = 8 * (HEADER.size + 4)  # one bit a sample, with a checksum
+
+
+class LatticeCoupling(nn.Module):
+    """Additive coupling on a lattice of integers: the secret takes the cover's place within a cell. Any shape.
+
+    r = wrap(secret - cover); stego = cover + r. So stego = secret modulo the cell's width, the secret does not depend
+    on r, and the distortion is (width ** 2 - 1) / 12 whatever the cover is: dirty-paper coding (Costa 1983) by
+    quantisation index modulation (Chen and Wornell 2001). Where that leaves the range, the neighbouring cell is taken.
+    """
+
+    def forward(self, cover: Tensor, secret: Tensor, width: int, limit: int = 32768) -> tuple[Tensor, Tensor]:
+        """cover in [-limit, limit), secret in [0, width) -> stego in [-limit, limit), r."""
+        stego = cover + (secret - cover + width // 2) % width - width // 2
+        stego = torch.where(stego < -limit, stego + width, torch.where(stego >= limit, stego - width, stego))
+        return stego, stego - cover
+
+    def inverse(self, stego: Tensor, r: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        return stego - r, stego % width
+
+
+def _straight_through(x: Tensor, value: Tensor) -> Tensor:
+    return x + (value - x).detach()
+
+
+class ScaleNet(nn.Module):
+    """Predicts the scale of coefficients from the sizes of those decoded before, by one hidden layer.
+
+    Weights and activations are integers of 8 bits: every product and sum is exact in float32, in any order, even where
+    the hardware multiplies in bfloat16, so all machines agree. Training rounds with a straight-through gradient.
+    """
+
+    def __init__(self, inputs: int, hidden: int, bands: int):
+        super().__init__()
+        self.hidden = nn.Parameter(0.15 * torch.randn(hidden, inputs))
+        self.hidden_bias = nn.Parameter(0.3 * torch.randn(hidden, bands, 1))
+        self.hidden_step = nn.Parameter(torch.zeros(hidden, 1, 1))
+        self.direct = nn.Parameter(torch.full((1, inputs), 0.7 / inputs))
+        self.out = nn.Parameter(0.1 * torch.randn(1, hidden))
+        self.bias = nn.Parameter(torch.zeros(bands, 1))
+        self.step = nn.Parameter(torch.zeros(1, 1))
+
+    def integers(self, band: Tensor) -> dict[str, Tensor]:
+        """Weights in 1/128 and biases, of the bands [K], in 1/1024."""
+        integers = {}
+        for name, p in self.named_parameters():
+            unit, bound = (1024, 65536) if "bias" in name else (128, 127)
+            integers[name] = _straight_through(p * unit, (p * unit).round().clamp(-bound, bound))
+        return integers | {"bias": integers["bias"][band], "hidden_bias": integers["hidden_bias"][:, band]}
+
+    def forward(self, w: dict[str, Tensor], x: Tensor, step: Tensor | int) -> Tensor:
+        """w from `integers`; x [inputs, K, N] of log sizes and step, log2, in eighths -> log2 of the scale in 1/1024 [K, N]."""
+        flat = x.flatten(1)
+        h = (w["hidden"] @ flat).view(-1, *x.shape[1:]).add_(w["hidden_bias"] + w["hidden_step"] * step).div_(32)
+        h = _straight_through(h, h.floor()) if h.requires_grad else h.floor_()
+        y = w["direct"] @ flat + w["out"] @ h.clamp(0, 255).flatten(1)
+        return y.view(x.shape[1:]) + (w["bias"] + w["step"] * step)
+
+
+def _log_size(magnitude: Tensor) -> Tensor:
+    """8 log2(1 + x), linear within octaves, rounded down, at most 255: the same integer on every machine."""
+    mantissa, exponent = torch.frexp(1 + magnitude)
+    return (8 * exponent + 16 * mantissa - 16).floor().clamp(max=255)
+
+
+def _step_exponent(sizes: Tensor, bands: int, shaping: Tensor | int) -> Tensor:
+    """How far the steps of each bin of 16 bands rise above the file's, in eighths of an octave, where the sizes decoded
+    last [n, N] are large: 5/8 by the frame's mean log size, 3/8 by the bin's. -> integers [bands / 16, N]"""
+    bins = sizes.long().view(bands // BIN, -1, sizes.shape[-1]).sum(1)
+    total = bins.sum(0)
+    return shaping * (5 * BIN * total + 3 * bands * bins) // (2048 * bands * (len(sizes) * BIN // bands))
+
+
+class Lattice(nn.Module):
+    """Hide in PCM samples that stay what they are, bit for bit, close to all that information theory lets them hold.
+
+    The secret's lapped coefficients are quantised; their scales are predicted from those before them (`ScaleNet`); an
+    entropy coder (interleaved range asymmetric numeral systems, Duda 2013) turns them into digits; `LatticeCoupling`
+    puts a digit into each sample of the cover. An integer discrete flow (Hoogeboom et al. 2019), except for the
+    quantisation of the secret, and lossless altogether where there is room. Runs on the CPU.
+
+    Shapes: N blocks of about 4 s, F frames in a block, M bands (config.bands at config.sample_rate, and in proportion at
+    other rates), K bands of a group. Sizes and steps count in PCM units of 16 bits.
+    """
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.coupling = LatticeCoupling()
+        past = sum(2 * reach + 1 for _, reach in HISTORY)
+        self.scales = nn.ModuleList(ScaleNet(past + len(present), config.growth, config.bands) for present in PRESENT)
+        # The distribution that training maximises: two Laplacians and a normal one. Coding uses tables counted after it.
+        self.weights, self.spread = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.tensor([0.0, 1.2, 0.0]))
+        self.register_buffer("level", torch.full((config.bands,), 48))  # 8 log2 of the long-term size: before the first frame
+        self.register_buffer("frequency", torch.zeros(SHAPES, SYMBOLS, dtype=torch.int32))  # of the symbols, in 1 / 2 ** 14
+        self.register_buffer("shrink", torch.zeros(CLASSES))  # from a rounded magnitude to the mean of those rounded to it
+        self.set_tables(torch.zeros(SHAPES, SYMBOLS))
+
+    # ------------------------------------------------ training
+
+    def likelihood(self, magnitude: Tensor, log_scale: Tensor) -> Tensor:
+        """Probability of an integer's magnitude (with either sign) at a scale exp(log_scale)."""
+        weights, scales = self.weights.softmax(0), [torch.exp(log_scale + spread) for spread in self.spread]
+        inner, outer = (magnitude - 0.5).abs(), magnitude + 0.5
+        zero = magnitude == 0
+        total = 0
+        for weight, scale in zip(weights, scales[:2]):
+            total = total + weight * torch.where(zero, 1 - torch.exp(-outer / scale), torch.exp(-inner / scale) - torch.exp(-outer / scale))
+        normal = torch.erf(outer / scales[2] * 0.5 ** 0.5) - torch.where(zero, 0, torch.erf(inner / scales[2] * 0.5 ** 0.5))
+        return total + weights[2] * normal
+
+    def forward(self, secret: Tensor, step: Tensor, shaping: Tensor) -> Tensor:
+        """Bits a sample of secrets [N, T] (PCM units of 16 bits, T a multiple of M) under steps of 2 ** (step / 64) and
+        shapings in 1/256, integers [N]. Steps follow the sizes before quantisation here: all frames at once. -> [N]"""
+        coefficients = lapped(secret, self.config.bands).permute(2, 1, 0)  # [F, M, N]
+        frames, bands, blocks = coefficients.shape
+        before = (self.level[:, None] - step // 8).clamp(0, 255).expand(3, -1, -1)
+        sizes = _log_size(coefficients.abs() / 2 ** (step / 64))
+        for _ in range(2):
+            columns = torch.cat([before[:1], sizes[:-1]]).permute(1, 0, 2).flatten(1), sizes[:, ::4].permute(1, 0, 2).flatten(1)
+            last, own = (_step_exponent(column, bands, shaping.repeat(frames)).view(-1, frames, blocks).transpose(0, 1) for column in columns)
+            exponent = torch.stack([last, own, own, own], 2)[:, :, None].expand(-1, -1, BIN // 4, -1, -1).flatten(1, 3)
+            unit = 2 ** (exponent / 8)
+            magnitude = (coefficients / (2 ** (step / 64) * unit)).round().abs()
+            sizes = _log_size(magnitude * unit)
+        sizes = functional.pad(torch.cat([before, sizes]), (0, 0, EDGE, EDGE))
+        total = 0
+        for group, (start, spacing) in enumerate(GROUPS):
+            take = [sizes[3 - ago:3 - ago + frames, EDGE + start + band:EDGE + bands + band:spacing] for ago, band in _context(group)]
+            x = torch.stack(take)[:, :, :bands // spacing].transpose(1, 2).flatten(2)
+            net = self.scales[group]
+            log_scale = net(net.integers(torch.arange(start, bands, spacing)), x.float(), (step // 8).repeat(frames))
+            log_scale = log_scale.view(-1, frames, blocks) - 128 * exponent[:, start::spacing].transpose(0, 1)
+            likelihood = self.likelihood(magnitude[:, start::spacing].transpose(0, 1), (log_scale / 1024).clamp(-6, 17) * math.log(2))
+            total = total - torch.log2(likelihood.clamp_min(1e-9)).sum((0, 1)) + (magnitude[:, start::spacing] > 0).sum((0, 1))
+        return total / (frames * bands)
+
+    @torch.no_grad()
+    def measure(self, samples: list[tuple[Tensor, int, int]]):
+        """Count the coder's tables, and how far magnitudes shrink, on (secrets [N, T], step, shaping) as in `forward`.
+        To be called after training."""
+        counts = torch.zeros(SHAPES * SYMBOLS)
+        excess, number = torch.zeros(2, CLASSES)
+        self.shrink.zero_()
+        for secrets, step, shaping in samples:
+            coefficients = lapped(secrets, self.config.bands).permute(2, 1, 0).contiguous()
+            classes, integers, decoded = self.quantise(coefficients, step, shaping)
+            classes, magnitude = (self.order(x, *decoded.shape[:2]).long() for x in (classes, integers.abs()))
+            low = _low_bits(classes)
+            symbol = (magnitude >> low).clamp(max=SYMBOLS - 1)
+            counts += ((classes - 4 * low) * SYMBOLS + symbol).flatten().bincount(minlength=len(counts))
+            coded = magnitude > 0
+            classes, magnitude = classes[coded], magnitude[coded]
+            excess.index_add_(0, classes, magnitude * (1 - coefficients[coded].abs() / decoded[coded].abs()))
+            number += classes.bincount(minlength=CLASSES)
+        self.set_tables(counts.view(SHAPES, SYMBOLS))
+        self.shrink.copy_(excess / (number + 100))
+
+    @torch.no_grad()
+    def set_tables(self, counts: Tensor):
+        """Tables from counts [SHAPES, SYMBOLS], smoothed by what training maximised; rarer symbols are left to the escape."""
+        log_scale = ((torch.arange(SHAPES) + 0.5) / 4 - 5) * math.log(2)
+        prior = self.likelihood(torch.arange(SYMBOLS), log_scale[:, None]).clamp_min(0)
+        share = counts.double() + 200 * prior
+        share = share / share.sum(1, keepdim=True) * (1 << PRECISION)
+        frequency = torch.where(share < 0.4, 0, share.round().clamp_min(1)).long()
+        frequency[:, -1] = frequency[:, -1].clamp_min(1)
+        most = frequency.argmax(1, keepdim=True)
+        frequency.scatter_add_(1, most, (1 << PRECISION) - frequency.sum(1, keepdim=True))
+        self.frequency.copy_(frequency)
+
+    # ------------------------------------------------ quantisation and context
+
+    def walk(self, frames: int, bands: int, blocks: int, step: int, shaping: int, code):
+        """Visit the coefficients in the order of the stream: `code(frame, group, classes, unit)` is given what is known
+        before it, [K, N], and gives their integers, [K, N]. Encoder and decoder share every line of this."""
+        span = bands + 2 * EDGE
+        band = torch.arange(bands).clamp(max=self.config.bands - 1)
+        window = torch.zeros(4, span, blocks)  # log sizes of this frame and the last three, in turns
+        window[:, EDGE:-EDGE] = (self.level[band] - step // 8).clamp(0, 255)[None, :, None]
+        power = torch.tensor([2 ** (exponent / 8) for exponent in range(256)])
+        nets = [(net, net.integers(band[start::spacing])) for net, (start, spacing) in zip(self.scales, GROUPS)]
+        places = [[torch.cat([(row - ago) % 4 * span + EDGE + start + offset + torch.arange(0, bands, spacing)[:bands // spacing]
+                              for ago, offset in _context(group)]) for row in range(4)]
+                  for group, (start, spacing) in enumerate(GROUPS)]
+        for frame in range(frames):
+            row = frame % 4
+            for group, (start, spacing) in enumerate(GROUPS):
+                net, integers = nets[group]
+                x = window.view(-1, blocks).index_select(0, places[group][row]).view(-1, bands // spacing, blocks)
+                scale = net(integers, x, step // 8)
+                if shaping:
+                    if group < 2:
+                        last = window[row - 1, EDGE:-EDGE] if group == 0 else window[row, EDGE:-EDGE:4]
+                        exponent = _step_exponent(last, bands, shaping)
+                    own = exponent.repeat_interleave(BIN // spacing, 0)
+                    scale, unit = scale - 128 * own, power[own]
+                else:
+                    unit = power[:1]
+                classes = ((scale / 256).floor() + 20).clamp(0, CLASSES - 1).long()
+                integers = code(frame, group, classes, unit)
+                window[row, EDGE + start:EDGE + bands:spacing] = _log_size(integers.abs() * unit)
+
+    def quantise(self, coefficients: Tensor, step: int, shaping: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Coefficients [F, M, N] -> classes (uint8) and integers (int32), [F * M / LANES, LANES, N] in the order of the
+        stream, and what `decompress` will make of them, like coefficients."""
+        frames, bands, blocks = coefficients.shape
+        classes, integers = (torch.empty(frames, bands, blocks, dtype=kind) for kind in (torch.uint8, torch.int32))
+        decoded = torch.empty_like(coefficients)
+        first = 0
+
+        def code(frame, group, found, unit):
+            nonlocal first
+            start, spacing = GROUPS[group]
+            first = 0 if group == 0 else first
+            last = first + bands // spacing
+            unit = unit * 2 ** (step / 64)
+            rounded = (coefficients[frame, start::spacing] / unit).round_()
+            classes[frame, first:last], integers[frame, first:last] = found, rounded
+            decoded[frame, start::spacing] = (rounded - rounded.sign() * self.shrink.take(found)) * unit
+            first = last
+            return rounded
+
+        self.walk(frames, bands, blocks, step, shaping, code)
+        return classes.view(-1, LANES, blocks), integers.view(-1, LANES, blocks), decoded
+
+    def order(self, x: Tensor, frames: int, bands: int) -> Tensor:
+        """From the order of the stream, [S, LANES, N], to [F, M, N]."""
+        first, second, third = x.view(frames, bands, -1).split([bands // 4, bands // 4, bands // 2], 1)
+        return torch.stack([first, third[:, ::2], second, third[:, 1::2]], 2).flatten(1, 2)
+
+    # ------------------------------------------------ entropy coding
+
+    def split(self, classes: Tensor, integers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What codes an integer of a class: its place in the tables, whether it is an escape, and its number of low bits."""
+        low, magnitude = _low_bits(classes), integers.abs().long()
+        symbol = (magnitude >> low).clamp_(max=SYMBOLS - 1)
+        place = (classes - 4 * low).mul_(SYMBOLS).add_(symbol)
+        escape = (symbol == SYMBOLS - 1) | (self.frequency.take(place) == 0)
+        return torch.where(escape, place | SYMBOLS - 1, place), escape, torch.where(escape, 30, low)
+
+    def cost(self, classes: Tensor, integers: Tensor) -> Tensor:
+        """Bits that coding each of the integers takes, less the coders' ends. Any shape."""
+        place, _, low = self.split(classes.long(), integers)
+        rarity = PRECISION - self.frequency.flatten().clamp_min(1).log2()
+        return rarity.take(place) + low + (integers != 0)
+
+    def encode(self, classes: Tensor, integers: Tensor) -> list[Tensor]:
+        """[S, LANES, N] -> for each block, words of 32 bits: the coders' states, then what they need in turn."""
+        starts = (self.frequency.cumsum(1) - self.frequency).flatten()
+        state = torch.full(classes.shape[1:], LOWEST)
+        words, moved = [], []
+
+        def spill(full):
+            nonlocal state
+            words.append(state.int())  # keeps the low 32 bits
+            moved.append(full)
+            state = torch.where(full, state >> 32, state)
+
+        # what is coded last is decoded first
+        for classes, integers in zip(classes.split(PIECE)[::-1], integers.split(PIECE)[::-1]):
+            place, escape, low = self.split(classes.long(), integers)
+            signed = integers != 0
+            width = low + signed
+            raw = (integers.abs() & (1 << low) - 1) + ((integers < 0).long() << low)  # the sign above the low bits
+            frequency, start = self.frequency.take(place).long(), starts.take(place)
+            room = 63 - PRECISION - width
+            escapes = escape.flatten(1).any(1).tolist()
+            for i in range(len(classes) - 1, -1, -1):
+                full = state >> room[i] >= frequency[i]
+                if escapes[i]:
+                    full = torch.where(escape[i], state >> 63 - width[i] > 0, full)
+                spill(full)
+                state = (state << width[i]).add_(raw[i])
+                if escapes[i]:
+                    spill(escape[i] & (state >> 63 - PRECISION >= frequency[i]))
+                whole = state.div(frequency[i], rounding_mode="floor")
+                state = (whole << PRECISION).add_(state).sub_(whole.mul_(frequency[i])).add_(start[i])
+        moved = torch.stack(moved[::-1]).permute(2, 0, 1)
+        counts = moved.sum((1, 2)).tolist()
+        words = torch.stack(words[::-1]).permute(2, 0, 1)[moved].split(counts)
+        states = torch.cat([state >> 32, state]).int()
+        return [torch.cat([states[:, block], words[block]]).long() & 0xFFFFFFFF for block in range(len(counts))]
+
+    def decoder(self, streams: list[Tensor]):
+        """Inverse of `encode`: a function from classes [S * LANES, N] to the integers that come next."""
+        position = torch.tensor([0] + [len(stream) for stream in streams]).cumsum(0)[:-1] + 2 * LANES - 1
+        stream = torch.cat([*streams, torch.zeros(LANES, dtype=torch.long)])
+        high, lower = torch.stack([words[:2 * LANES] for words in streams], 1).split(LANES)
+        state = (high << 32) + lower
+        frequency = self.frequency.flatten().long()
+        start = (self.frequency.cumsum(1) - self.frequency).flatten()
+        place = torch.arange(len(frequency)).repeat_interleave(frequency)  # of each slot of each table
+        slot = torch.arange(SHAPES << PRECISION) % (1 << PRECISION)
+        lookup = place % SYMBOLS + (slot - start[place] << 8) + (frequency[place] << 24)
+
+        def refill(lacking):
+            nonlocal state, position
+            rank = lacking.cumsum(0).add_(position)
+            state = torch.where(lacking, (state << 32).add_(stream.take(rank)), state)
+            position = rank[-1]
+
+        def decode(classes):
+            nonlocal state
+            low = _low_bits(classes)
+            tables = classes - 4 * low << PRECISION
+            masks = (1 << low) - 1
+            magnitudes, signs = [], []
+            for table, low, mask in zip(tables.split(LANES), low.split(LANES), masks.split(LANES)):
+                found = lookup.take((state & (1 << PRECISION) - 1).add_(table))
+                symbol = found & 255
+                state = (state >> PRECISION).mul_(found >> 24).add_(found.bitwise_right_shift_(8).bitwise_and_(0xFFFF))
+                escape = symbol == SYMBOLS - 1
+                if escape.any():
+                    refill(escape & (state < LOWEST))
+                    symbol, low = symbol.masked_fill(escape, 0), low.masked_fill(escape, 30)
+                    mask = (1 << low) - 1
+                magnitude = (symbol << low).add_(state & mask)
+                state = state >> low
+                signed = magnitude.clamp(max=1)
+                magnitudes.append(magnitude)
+                signs.append(state & signed)
+                state = state >> signed
+                refill(state < LOWEST)
+            return torch.cat(magnitudes) * (1 - 2 * torch.cat(signs))
+
+        return decode
+
+    # ------------------------------------------------ a secret as words
+
+    def shape_of(self, length: int, bands: int) -> tuple[int, int]:
+        """Frames of a block, and blocks, for a secret of `length` samples."""
+        frames = math.ceil(length / bands)
+        blocks = max(1, round(frames / BLOCK_FRAMES))
+        return math.ceil(frames / blocks), blocks
+
+    def synthesise(self, coefficients: Tensor) -> Tensor:
+        """[F, M, N] -> samples [N, T] in float64; exact, and so the same on every machine, for integers below 2 ** 22."""
+        return unlapped(coefficients.double().permute(2, 1, 0), exact=True)
+
+    def compress(self, secret: Tensor, bands: int, step: int, shaping: int, lossless: bool) -> tuple[Tensor, Tensor]:
+        """A secret [S] as words (for each block their count and checksum, then the blocks), and what `decompress` will
+        make of them."""
+        frames, blocks = self.shape_of(len(secret), bands)
+
+        def work(piece):
+            classes, integers, decoded = self.quantise(lapped(piece, bands).permute(2, 1, 0).contiguous(), step, shaping)
+            if lossless:
+                exact = self.synthesise(self.order(integers, frames, bands)).round()
+                rest = (piece.double() - exact).int().T.reshape(-1, LANES, len(piece))
+                return self.encode(torch.cat([classes, torch.full_like(rest, RESIDUAL, dtype=torch.uint8)]), torch.cat([integers, rest])), piece
+            return self.encode(classes, integers), self.synthesise(decoded)
+
+        padded = functional.pad(secret, (0, frames * blocks * bands - len(secret))).view(blocks, -1)
+        parts = _in_threads(work, padded.split(_share(blocks)))
+        streams = [stream for part, _ in parts for stream in part]
+        table = torch.tensor([[len(stream), _checksum(stream)] for stream in streams])
+        return torch.cat([table.flatten(), *streams]), torch.cat([part for _, part in parts]).flatten()[:len(secret)].to(secret)
+
+    def decompress(self, words: Tensor, length: int, bands: int, step: int, shaping: int, lossless: bool) -> Tensor:
+        """Inverse of `compress`: samples [length] in float64. A block whose words were changed comes out silent."""
+        frames, blocks = self.shape_of(length, bands)
+        counts, checks = words[:2 * blocks].view(blocks, 2).T.tolist()
+        ends = list(itertools.accumulate(counts, initial=2 * blocks))
+        streams = [words[start:end] for start, end in zip(ends, ends[1:])]
+        good = [block for block in range(blocks) if len(streams[block]) >= 2 * LANES and _checksum(streams[block]) == checks[block]]
+
+        def work(part):
+            decode = self.decoder([streams[block] for block in part])
+            coefficients = torch.empty(frames, bands, len(part))
+
+            def code(frame, group, classes, unit):
+                start, spacing = GROUPS[group]
+                integers = decode(classes).float()
+                value = integers if lossless else integers - integers.sign() * self.shrink.take(classes)
+                coefficients[frame, start::spacing] = value * (unit * 2 ** (step / 64))
+                return integers
+
+            self.walk(frames, bands, len(part), step, shaping, code)
+            samples = self.synthesise(coefficients)
+            if lossless:
+                samples = samples.round() + decode(torch.full((frames * bands, len(part)), RESIDUAL)).T
+            return samples
+
+        secret = torch.zeros(blocks, frames * bands, dtype=torch.float64)
+        share = _share(len(good))
+        parts = [good[i:i + share] for i in range(0, len(good), share)]
+        for part, samples in zip(parts, _in_threads(work, parts)):
+            secret[part] = samples
+        return secret.flatten()[:length]
+
+    def fit(self, secret: Tensor, bands: int, room: int, shaping: int | None) -> tuple[Tensor, Tensor, dict]:
+        """The finest words of a secret [S] that are at most `room`, what will come out of them, and what `decompress`
+        needs besides. Without a given shaping, steps follow the signal the more, the fewer bits there are."""
+        frames, blocks = self.shape_of(len(secret), bands)
+        total = frames * blocks * bands
+        budget = 32 * (room - blocks * (2 + 3 * LANES // 2)) / total  # bits a coefficient; a coder's end takes 48
+        budget *= 1 if blocks <= PROBE else 0.992  # a margin for what is not probed
+        if shaping is None:
+            shaping = round(256 * min(0.8, max(0.0, 1.1 - 0.15 * budget)))
+        padded = functional.pad(secret, (0, total - len(secret))).view(blocks, -1)
+        hops = padded.view(-1, bands)
+        thin = torch.arange(0, len(hops) - 1, math.ceil(len(hops) / 4096))
+        thin = torch.cat([hops[thin], hops[thin + 1]], 1) @ lapped_basis(bands, hops.dtype, hops.device)
+        probe = lapped(padded[torch.linspace(0, blocks - 1, min(blocks, PROBE)).long()], bands).permute(2, 1, 0).contiguous()
+
+        def features(x, step):
+            size = (1 + x.abs() * 2 ** (-step / 64)).log2_().mean(1)
+            return torch.stack([size, size ** 2, size ** 3], -1)
+
+        # The cost of a frame is nearly a function of its mean log size. It is measured on the probe, at a step where the
+        # function so far says that all frames, judged by the thin sample, fit; twice or three times.
+        function, last, highest = torch.tensor([1.15, 0.0, 0.0], dtype=hops.dtype), None, 64 * 20
+        for _ in range(4):
+            step = bisect.bisect_left(range(-64, highest), True, key=lambda step: (features(thin, step) @ function).mean().item() <= budget) - 64
+            if last is not None and abs(step - last) <= 1:
+                break
+            classes, integers, _ = self.quantise(probe, step, shaping)
+            costs = self.cost(classes, integers).view(frames, bands, -1).mean(1).to(function)
+            function, last = torch.linalg.lstsq(features(probe, step).flatten(0, 1), costs.flatten()[:, None]).solution[:, 0], step
+        if step < 0 and torch.equal(secret, secret.round()):
+            words, decoded = self.compress(secret, bands, 0, 0, True)
+            if len(words) <= room:
+                return words, decoded, dict(step=0, shaping=0, lossless=True)
+        while True:
+            words, decoded = self.compress(secret, bands, step, shaping, False)
+            if len(words) <= room:
+                return words, decoded, dict(step=step, shaping=shaping, lossless=False)
+            if step == highest:
+                raise ValueError("the cover is too short for this secret")
+            step = min(highest, step + 1 + round(80 * 32 * (len(words) - room) / total))
+
+    @torch.no_grad()
+    def hide(self, cover: Tensor, secret: Tensor, snr: float = 52.0, shaping: float | None = None,
+             sample_rate: int | None = None, depth: int = 16) -> tuple[Tensor, Tensor]:
+        """Hide a secret in a cover.
+
+        Args:
+            cover: float waveform [T] in [-1, 1), which will be rounded to `depth` bits.
+            secret: float waveform [S] in [-1, 1), S of about T at most.
+            snr: of the stego, in dB. The secret gets all the quality that this leaves it. One bit a sample is the least:
+                a very quiet cover is changed more.
+            shaping: how much the secret's steps follow its envelope, 0 (for its SNR) to 1 (for the ear); None chooses by
+                the bits there are.
+            sample_rate: of both in Hz; None is config.sample_rate. It sets the width of a band, and is not stored.
+            depth: bits of the samples, which must reach `reveal` unchanged.
+        Returns:
+            stego [T], on the grid of `depth` bits and never clipped.
+            r [T + S]: stego - cover, then what quantisation took from the secret.
+            The lowest bits of the first samples hold a header: magic, shaping, mode, bands, step, width of the cells,
+            how many are wider by one, samples of the secret, words, model, and a checksum.
+        Raises:
+            ValueError: tensors that are not float [T], a cover too short for the secret.
+        """
+        _check("cover", cover)
+        _check("secret", secret)
+        if cover.dim() > 1 or secret.dim() > 1:
+            raise ValueError("cover and secret must be tensors [T]")
+        limit = 1 << depth - 1
+        cover = (cover.double() * limit).round().clamp(-limit, limit - 1).long()
+        bands = 128 * max(1, round((sample_rate or self.config.sample_rate) / self.config.sample_rate * self.config.bands / 128))
+        ideal = math.sqrt(1 + 12 * cover.double().square().mean().item() / 10 ** (snr / 10))
+        width = int(min(max(2, ideal), limit / 2))
+        count = len(cover) - HEADER_SAMPLES
+        wide = min(count, max(0, int(count * (min(ideal, limit / 2) ** 2 - width ** 2) / (2 * width + 1))))
+        room = _room(width + 1, wide) + _room(width, count - wide) if count > 0 else 0
+        words, decoded, mode = self.fit(secret * 32768, bands, room, None if shaping is None else round(256 * shaping))
+        header = HEADER.pack(MAGIC, mode["shaping"], mode["lossless"], bands, mode["step"], width, wide,
+                             len(secret), len(words), self.fingerprint())
+        header = torch.tensor(list(header + zlib.crc32(header).to_bytes(4, "big")))
+        bits = (header[:, None] >> torch.arange(8) & 1).flatten()
+        parts = [self.coupling(cover[:HEADER_SAMPLES], bits, 2, limit)[0]]
+        taken = 0
+        for cell, part in zip((width + 1, width), cover[HEADER_SAMPLES:].split([wide, count - wide])):
+            digits = _digits(words[taken:taken + _room(cell, len(part))], cell)
+            taken += _room(cell, len(part))
+            parts += [self.coupling(part[:len(digits)], digits, cell, limit)[0], part[len(digits):]]
+        stego = torch.cat(parts)
+        return stego.float() / limit, torch.cat([(stego - cover).float() / limit, secret - decoded / 32768])
+
+    @torch.no_grad()
+    def reveal(self, stego: Tensor, z: Tensor | None = None, depth: int = 16) -> tuple[Tensor, Tensor]:
+        """Reveal what `hide` hid in the samples [T], on the grid of `depth` bits.
+
+        Returns cover [T] and secret [S]: exactly with r in the place of z; without it the cover is the stego itself.
+        Blocks in which a sample has been changed are silent.
+        Raises ValueError where there is no intact header, or that of another model.
+        """
+        _check("stego", stego)
+        limit = 1 << depth - 1
+        samples = (stego.double() * limit).round().long()
+        bits = samples[:HEADER_SAMPLES] & 1
+        header = bytes((functional.pad(bits, (0, HEADER_SAMPLES - len(bits))).view(-1, 8) << torch.arange(8)).sum(1).tolist())
+        magic, shaping, lossless, bands, step, width, wide, length, count, model = HEADER.unpack(header[:-4])
+        if magic != MAGIC or zlib.crc32(header[:-4]).to_bytes(4, "big") != header[-4:]:
+            raise ValueError("there is no secret, or it was damaged")
+        if model != self.fingerprint():
+            raise ValueError("the secret was hidden with another model")
+        parts = samples[HEADER_SAMPLES:].split([wide, len(samples) - HEADER_SAMPLES - wide])
+        words = torch.cat([_words(self.coupling.inverse(part, 0, cell)[1], cell) for cell, part in zip((width + 1, width), parts)])
+        secret = self.decompress(words[:count], length, bands, step, shaping, bool(lossless))
+        secret = (secret / 32768).to(stego.dtype)
+        return (stego, secret) if z is None else (stego - z[:len(stego)], secret + z[len(stego):])
+
+    def fingerprint(self) -> int:
+        """A checksum of all that decoding depends on."""
+        band = torch.arange(self.config.bands)
+        integers = [value.flatten() for net in self.scales for value in net.integers(band).values()]
+        return _checksum(torch.cat([*integers, self.level, self.frequency.flatten()]))
+
+    save = WavINN.save
+
+
+def _context(group: int) -> list[tuple[int, int]]:
+    """(frames ago, bands away) of what a coefficient's scale depends on."""
+    past = [(ago, band) for ago, reach in HISTORY for band in range(-reach, reach + 1)]
+    return past + [(0, band) for band in PRESENT[group]]
+
+
+def _share(blocks: int) -> int:
+    """Blocks that a thread works on at a time."""
+    return max(1, min(BATCH, math.ceil(blocks / THREADS)))
+
+
+def _in_threads(work, parts) -> list:
+    """work(part) for all parts, in the order of the parts. torch works outside of Python's lock."""
+    @torch.no_grad()
+    def alone(part):
+        torch.set_num_threads(1)  # its tensors are small
+        return work(part)
+
+    threads = torch.get_num_threads()
+    try:
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            return list(pool.map(alone, parts))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _low_bits(classes: Tensor) -> Tensor:
+    return ((classes - SHAPES >> 2) + 1).clamp(min=0)
+
+
+def _checksum(words: Tensor) -> int:
+    words = words.long().to(torch.int32).contiguous()
+    return zlib.crc32(ctypes.string_at(words.data_ptr(), 4 * len(words)))
+
+
+@functools.lru_cache
+def _radix(width: int) -> tuple[int, int]:
+    """Numbers of digits of a base, and of bits in their place: at most 62, with the least waste."""
+    if width < 2:
+        return 1, 0
+    pairs = [(digits, (width ** digits).bit_length() - 1) for digits in range(1, 1 + int(62 / math.log2(width)))]
+    return max(pairs, key=lambda pair: pair[1] / pair[0])
+
+
+def _room(width: int, count: int) -> int:
+    """Words that `count` samples hold in cells of a width."""
+    digits, bits = _radix(width)
+    return count // digits * bits // 32
+
+
+def _recut(values: Tensor, old: int, new: int) -> Tensor:
+    """Cut a stream of `old`-bit integers [n], lowest bit first, into `new`-bit ones, both at most 62; the last is filled up."""
+    start = torch.arange(math.ceil(len(values) * old / new)) * new
+    values = functional.pad(values, (0, new // old + 2))
+    place, gone = start // old, start % old
+    result = values[place] >> gone
+    for i in range(1, new // old + 2):
+        have = i * old - gone
+        result |= torch.where(have < new, values[place + i] << have.clamp(max=new), 0)
+    return result & (1 << new) - 1
+
+
+def _digits(words: Tensor, width: int) -> Tensor:
+    """Words of 32 bits as digits of a base, for as many samples as they take."""
+    digits, bits = _radix(width)
+    if not len(words):
+        return words
+    numbers = _recut(words, 32, bits)
+    result = []
+    for _ in range(digits):
+        result.append(numbers % width)
+        numbers = numbers // width
+    return torch.stack(result, 1).flatten()
+
+
+def _words(symbols: Tensor, width: int) -> Tensor:
+    """Inverse of `_digits`: all the words that digits [T] hold."""
+    digits, bits = _radix(width)
+    if not _room(width, len(symbols)):
+        return symbols[:0]
+    numbers = 0
+    for digit in reversed(symbols[:len(symbols) // digits * digits].view(-1, digits).unbind(1)):
+        numbers = numbers * width + digit
+    return _recut(numbers, bits, 32)[:_room(width, len(symbols))]
+
+
+# ---------------------------------------------------------------- model files, and the paper's permutation
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike):
     """The name of a temporary file beside `path` that takes its place at the end, or is removed after a fault."""
@@ -381,14 +1019,15 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     return content
 
 
-def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> WavINN:
+def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> "WavINN | Lattice":
     """The model in a file that `WavINN.save` or train.py wrote, ready for hide and reveal.
 
     Raises OSError if the file cannot be read, ValueError naming it if it holds no model.
     """
     content = read_checkpoint(path)
     try:
-        model = WavINN(Config(**content["config"]))
+        config = Config(**content["config"])
+        model = Lattice(config) if config.preset == "lattice" else WavINN(config)
         model.load_state_dict(content["state_dict"])
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} holds a model that does not fit its own description") from error
