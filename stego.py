@@ -1,10 +1,11 @@
 """Hide one sound file in another, and reveal it.
 
-    python stego.py hide COVER SECRET -o STEGO.wav
+    python stego.py hide COVER SECRET -o STEGO.wav               # --snr 60: a stego closer to the cover, a coarser secret
     python stego.py reveal STEGO.wav -o SECRET.wav
+    python stego.py hide COVER SECRET -o STEGO.wav --model wavinwav-affine.pt    # for channels that add some noise
 
 The stego file is 16-bit PCM WAV at the cover's rate and length. hide reads it back and prints how close the stego is
-to the cover, and the revealed secret to the secret, as measured on disk.
+to the cover, and the revealed secret to the secret.
 """
 
 import argparse
@@ -17,7 +18,6 @@ import zlib
 import numpy as np
 import soundfile
 import torch
-from torchaudio.functional import resample
 
 import wavinwav
 
@@ -29,7 +29,7 @@ class StegoError(Exception):
     """Bad input, told in one line that names the file and the remedy."""
 
 
-# ---------------------------------------------------------------- the header, in the lowest bits of the first samples
+# ---------------------------------------------------------------- the affine models' header, in the first samples' lowest bits
 
 HEADER = struct.Struct(">4sQI")  # magic, the secret's length in samples, CRC-32 of both
 MAGIC = b"WIW1"
@@ -108,10 +108,13 @@ def read_secret(path, length, rate):
         raise StegoError(f"{path} lasts {len(samples) / own_rate:.3f} s, longer than its cover's {length / rate:.3f} s; "
                          "cut it, or take a longer cover")
     secret = torch.from_numpy(samples.mean(1))
-    return (secret if own_rate == rate else resample(secret, own_rate, rate))[:length]
+    if own_rate != rate:
+        from torchaudio.functional import resample  # half a second to import, and seldom needed
+        secret = resample(secret, own_rate, rate)[:length]
+    return secret
 
 
-def snr(reference, estimate):
+def snr_of(reference, estimate):
     """Signal-to-noise ratio in dB of two float tensors [T]: infinite if they are equal, minus infinite for silence."""
     signal, noise = (x.double().square().sum().item() for x in (reference, reference - estimate))
     return math.inf if not noise else 10 * math.log10(signal / noise) if signal else -math.inf
@@ -128,14 +131,27 @@ def load_model(path):
         raise StegoError(str(error)) from error
 
 
-def hide(cover_path, secret_path, stego_path, model):
+def hide(cover_path, secret_path, stego_path, model, snr=52.0, shaping=None):
     """Hide a sound file in another one, and check the result on disk.
 
+    `snr` (of the stego, in dB) and `shaping` are for lattice models, see `wavinwav.Lattice.hide`.
     Returns (stego SNR, secret SNR) in dB: of the file against the cover, and of what `reveal` gets out of it against
     the secret at the cover's rate. Raises StegoError.
     """
     cover, rate = read_cover(cover_path)
     secret = read_secret(secret_path, len(cover), rate)
+    if isinstance(model, wavinwav.Lattice):
+        secret = from_pcm(to_pcm(secret))
+        try:
+            stego, r = model.hide(cover, secret, snr, shaping, rate)
+        except ValueError as error:
+            raise StegoError(f"{cover_path}: {error}; take a longer cover, or a lower --snr") from error
+        write_audio(stego_path, to_pcm(stego), rate)
+        written = read_audio(stego_path, "int16")[0][:, 0]
+        if not np.array_equal(written, to_pcm(stego)):
+            raise StegoError(f"{stego_path} does not hold what was written to it; the disk may be full or damaged")
+        # the decoder is exact: what it makes of these samples is known
+        return snr_of(cover, from_pcm(written)), snr_of(secret, from_pcm(to_pcm(secret - r[len(cover):])))
     padded = torch.nn.functional.pad(secret, (0, len(cover) - len(secret)))
     stego, _ = model.hide(cover, padded)
     clipped = int(((stego < -1) | (stego > 1 - 1 / FULL_SCALE)).sum())
@@ -147,11 +163,16 @@ def hide(cover_path, secret_path, stego_path, model):
 
     written, _ = read_audio(stego_path, "int16")
     revealed = reveal_samples(written[:, 0], model)
-    return snr(cover, from_pcm(written[:, 0])), snr(secret, from_pcm(revealed))
+    return snr_of(cover, from_pcm(written[:, 0])), snr_of(secret, from_pcm(revealed))
 
 
 def reveal_samples(samples, model):
     """The secret in the int16 samples [T] of a stego file, as int16; None where there is none."""
+    if isinstance(model, wavinwav.Lattice):
+        try:
+            return to_pcm(model.reveal(from_pcm(samples))[1])
+        except ValueError:
+            return None
     length = read_header(samples)
     if length is None:
         return None
@@ -178,6 +199,10 @@ def main(argv=None):
     revealing = commands.add_parser("reveal", help="reveal the secret of a stego file")
     revealing.add_argument("stego", metavar="STEGO.wav", help="file that hide wrote")
     revealing.add_argument("-o", "--output", required=True, metavar="SECRET.wav", help="the file to write")
+    hiding.add_argument("--snr", type=float, default=52.0, metavar="DB",
+                        help="stego SNR in dB, for lattice models: a higher one leaves the secret less quality (default: 52)")
+    hiding.add_argument("--shaping", type=float, metavar="X", help="lattice models: 0 gives the secret the best SNR, up to 1 moves "
+                        "its noise to where it is loud, for the ear (default: by the bits there are)")
     for command in (hiding, revealing):
         command.add_argument("--model", default=os.path.join(HERE, "wavinwav.pt"), metavar="FILE",
                              help="the model, the same for hide and reveal (default: the wavinwav.pt beside this script)")
@@ -185,7 +210,7 @@ def main(argv=None):
     try:
         model = load_model(args.model)
         if args.command == "hide":
-            stego_snr, secret_snr = hide(args.cover, args.secret, args.output, model)
+            stego_snr, secret_snr = hide(args.cover, args.secret, args.output, model, args.snr, args.shaping)
             print(f"{args.output}: stego SNR {stego_snr:.2f} dB, secret SNR {secret_snr:.2f} dB")
         else:
             seconds = reveal(args.stego, args.output, model)
