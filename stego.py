@@ -98,7 +98,7 @@ def read_cover(path):
     if len(samples) < HEADER_SAMPLES:
         raise StegoError(f"{path} has {len(samples)} samples, too short to hide anything in; "
                          f"a cover needs at least {HEADER_SAMPLES}")
-    return torch.from_numpy(samples[:, 0].copy()), rate
+    return torch.from_numpy(samples[:, 0]), rate
 
 
 def read_secret(path, length, rate):
@@ -107,7 +107,7 @@ def read_secret(path, length, rate):
     if len(samples) / own_rate > length / rate:
         raise StegoError(f"{path} lasts {len(samples) / own_rate:.3f} s, longer than its cover's {length / rate:.3f} s; "
                          "cut it, or take a longer cover")
-    secret = torch.from_numpy(samples.mean(1))
+    secret = torch.from_numpy(samples.mean(1) if samples.shape[1] > 1 else samples[:, 0])
     if own_rate != rate:
         from torchaudio.functional import resample  # half a second to import, and seldom needed
         secret = resample(secret, own_rate, rate)[:length]
@@ -116,7 +116,8 @@ def read_secret(path, length, rate):
 
 def snr_of(reference, estimate):
     """Signal-to-noise ratio in dB of two float tensors [T]: infinite if they are equal, minus infinite for silence."""
-    signal, noise = (x.double().square().sum().item() for x in (reference, reference - estimate))
+    parts = list(zip(reference.split(1 << 16), estimate.split(1 << 16)))
+    signal, noise = (sum(x.double().square().sum().item() for x in y) for y in ((a for a, _ in parts), (a - b for a, b in parts)))
     return math.inf if not noise else 10 * math.log10(signal / noise) if signal else -math.inf
 
 
@@ -141,7 +142,7 @@ def hide(cover_path, secret_path, stego_path, model, snr=52.0, shaping=None):
     cover, rate = read_cover(cover_path)
     secret = read_secret(secret_path, len(cover), rate)
     if isinstance(model, wavinwav.Lattice):
-        secret = from_pcm(to_pcm(secret))
+        secret = (secret * FULL_SCALE).round().clamp(-FULL_SCALE, FULL_SCALE - 1) / FULL_SCALE
         try:
             stego, r = model.hide(cover, secret, snr, shaping, rate)
         except ValueError as error:
@@ -211,7 +212,8 @@ def main(argv=None):
         model = load_model(args.model)
         if args.command == "hide":
             stego_snr, secret_snr = hide(args.cover, args.secret, args.output, model, args.snr, args.shaping)
-            print(f"{args.output}: stego SNR {stego_snr:.2f} dB, secret SNR {secret_snr:.2f} dB")
+            quality = "secret lossless" if secret_snr == math.inf else f"secret SNR {secret_snr:.2f} dB"
+            print(f"{args.output}: stego SNR {stego_snr:.2f} dB, {quality}")
         else:
             seconds = reveal(args.stego, args.output, model)
             print(f"{args.output}: {seconds:.2f} s revealed")

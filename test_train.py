@@ -19,6 +19,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 TINY = ["--bands", "32", "--swapped", "8", "--growth", "4", "--crop", "0.25", "--batch_size", "2", "--val_pairs", "4",
         "--log_every", "2", "--val_every", "4", "--save_every", "2", "--warmup", "2", "--no_progress", "--workers", "0", "--device", "cpu"]
 TINY_PAPER = ["--preset", "paper", "--blocks", "2"] + TINY[4:]
+TINY_LATTICE = ["--preset", "lattice"] + TINY[4:]
 
 
 def voice(seconds, rate, seed):
@@ -69,7 +70,7 @@ def weights(path):
     return torch.cat([value.flatten().double() for value in wavinwav.read_checkpoint(path)["state_dict"].values()])
 
 
-@pytest.mark.parametrize("preset", [TINY, TINY_PAPER], ids=["lapped", "paper"])
+@pytest.mark.parametrize("preset", [TINY, TINY_PAPER, TINY_LATTICE], ids=["lapped", "paper", "lattice"])
 def test_killed_and_resumed_ends_as_uninterrupted(data, tmp_path, preset):
     flags = ["--data_dir", data, *preset, "--steps", 20]
     whole = train(*flags, "--out_dir", tmp_path / "whole")
@@ -89,7 +90,8 @@ def test_killed_and_resumed_ends_as_uninterrupted(data, tmp_path, preset):
     assert torch.equal(weights(cut / "best.pt"), weights(tmp_path / "whole" / "best.pt"))
     assert (cut / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
     assert [row["step"] for row in rows(cut)] == [str(step) for step in range(2, 21, 2)]
-    assert [bool(row["val_stego_snr"]) for row in rows(cut)] == [False, True] * 5
+    validated = "val_bits" if preset is TINY_LATTICE else "val_stego_snr"
+    assert [bool(row[validated]) for row in rows(cut)] == [False, True] * 5
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals differ")
@@ -113,6 +115,16 @@ def test_training_learns(data, tmp_path):
     cover, secret = (torch.from_numpy(voice(1, 16000, seed)) for seed in (20, 21))
     model = wavinwav.load(tmp_path / "best.pt")
     assert model.reveal(model.hide(cover, secret)[0])[1].shape == (16000,)
+
+
+def test_lattice_training_learns(data, tmp_path):
+    train("--data_dir", data, *TINY_LATTICE, "--steps", 60, "--lr", "1e-2", "--val_every", 20, "--out_dir", tmp_path)
+    bits = [float(row["val_bits"]) for row in rows(tmp_path) if row["val_bits"]]
+    assert bits[-1] < bits[0] - 0.05, bits
+    cover, secret = (torch.from_numpy(voice(1, 16000, seed)) for seed in (20, 21))
+    model = wavinwav.load(tmp_path / "best.pt")
+    stego, r = model.hide(cover, secret)
+    assert (model.reveal(stego)[1] - secret + r[16000:]).abs().max() < 1e-6
 
 
 def test_init_from_takes_network_and_weights(data, tmp_path):

@@ -175,32 +175,33 @@ class AffineCoupling(nn.Module):
 
 
 @functools.lru_cache
-def lapped_basis(bands: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The MDCT with a sine window as a matrix [2 * bands samples, bands], computed in float64."""
+def lapped_basis(bands: int, dtype: torch.dtype, device: torch.device, exact: bool = False) -> Tensor:
+    """The MDCT with a sine window as a matrix [2 * bands samples, bands], computed in float64; `exact` rounds it so that
+    sums of its multiples by integers below 2 ** 22 have no rounding error in float64."""
     n = torch.arange(2 * bands, dtype=torch.float64)[:, None]
     k = torch.arange(bands, dtype=torch.float64)
     window = torch.sin(math.pi / (2 * bands) * (n + 0.5))
     cosine = torch.cos(math.pi / bands * (n + 0.5 + bands / 2) * (k + 0.5))
-    return (math.sqrt(2 / bands) * window * cosine).to(device, dtype)
+    basis = math.sqrt(2 / bands) * window * cosine
+    if exact:
+        basis = (basis * 2 ** 22).round() / 2 ** 22
+    return basis.to(device, dtype)
 
 
-def lapped(x: Tensor, bands: int) -> Tensor:
+def lapped(x: Tensor, bands: int, exact: bool = False) -> Tensor:
     """Orthonormal lapped transform, circular over the signal. [B, T], T a multiple of bands -> [B, bands, F]."""
     if bands == 1:
         return x[:, None]
     hops = x.unflatten(1, (-1, bands))
-    return (torch.cat([hops, hops.roll(-1, 1)], 2) @ lapped_basis(bands, x.dtype, x.device)).mT
+    return (torch.cat([hops, hops.roll(-1, 1)], 2) @ lapped_basis(bands, x.dtype, x.device, exact)).mT
 
 
 def unlapped(coefficients: Tensor, exact: bool = False) -> Tensor:
-    """Inverse of `lapped`. [B, C, F] -> [B, T = C * F]. `exact` rounds the basis, so that sums of integers below 2 ** 22
-    have no rounding error in float64."""
+    """Inverse of `lapped`. [B, C, F] -> [B, T = C * F]."""
     bands = coefficients.shape[1]
     if bands == 1:
         return coefficients[:, 0]
-    basis = lapped_basis(bands, coefficients.dtype, coefficients.device)
-    if exact:
-        basis = (basis * 2 ** 22).round() / 2 ** 22
+    basis = lapped_basis(bands, coefficients.dtype, coefficients.device, exact)
     first, second = (coefficients.mT @ basis.T).split(bands, 2)
     return (first + second.roll(1, 1)).flatten(1)
 
@@ -382,8 +383,9 @@ PRESENT = (), (-6, -2, 2, 6), (-7, -5, -3, -1, 1, 3, 5, 7)  # bands of its own f
 EDGE = 8  # empty bands at both ends of a frame for these to reach into
 THREADS = os.cpu_count() or 1
 BATCH = 80  # blocks worked on together
-PROBE = 6  # blocks on which the step is searched
-PIECE = 64  # steps of the coders whose tables are looked up together
+PROBE = 12  # blocks on which the step is searched; a quarter of each, where there are more
+CHUNK = 1 << 16  # samples, about, whose digits are worked on together
+PIECE = 16  # steps of the coders whose tables are looked up together
 BIN = 16  # neighbouring bands that share a step
 PRECISION = 14  # bits of the coder's probabilities
 SHAPES = 32  # distributions in its tables: quarter octaves of scale, from 1/32 to 8 steps
@@ -561,7 +563,7 @@ class Lattice(nn.Module):
         frequency = torch.where(share < 0.4, 0, share.round().clamp_min(1)).long()
         frequency[:, -1] = frequency[:, -1].clamp_min(1)
         most = frequency.argmax(1, keepdim=True)
-        frequency.scatter_add_(1, most, (1 << PRECISION) - frequency.sum(1, keepdim=True))
+        frequency.scatter_add_(1, most, (1 << PRECISION) - frequency.sum(1, keepdim=True))  # never all: the escape has one
         self.frequency.copy_(frequency)
 
     # ------------------------------------------------ quantisation and context
@@ -655,22 +657,21 @@ class Lattice(nn.Module):
         # what is coded last is decoded first
         for classes, integers in zip(classes.split(PIECE)[::-1], integers.split(PIECE)[::-1]):
             place, escape, low = self.split(classes.long(), integers)
-            signed = integers != 0
-            width = low + signed
-            raw = (integers.abs() & (1 << low) - 1) + ((integers < 0).long() << low)  # the sign above the low bits
+            width = low + (integers != 0)
+            raw = (integers.abs() & (1 << low) - 1).add_((integers < 0).long() << low)  # the sign above the low bits
             frequency, start = self.frequency.take(place).long(), starts.take(place)
-            room = 63 - PRECISION - width
-            escapes = escape.flatten(1).any(1).tolist()
-            for i in range(len(classes) - 1, -1, -1):
-                full = state >> room[i] >= frequency[i]
-                if escapes[i]:
-                    full = torch.where(escape[i], state >> 63 - width[i] > 0, full)
+            most = frequency << 63 - PRECISION - width  # what it needs room for
+            rest = (1 << PRECISION) - frequency
+            steps = zip(*(x.flip(0).unbind() for x in (most, width, raw, frequency, start, rest, escape)), escape.flatten(1).any(1).flip(0).tolist())
+            for most, width, raw, frequency, start, rest, escape, escapes in steps:
+                full = state >= most
+                if escapes:
+                    full = torch.where(escape, state >> 63 - width > 0, full)
                 spill(full)
-                state = (state << width[i]).add_(raw[i])
-                if escapes[i]:
-                    spill(escape[i] & (state >> 63 - PRECISION >= frequency[i]))
-                whole = state.div(frequency[i], rounding_mode="floor")
-                state = (whole << PRECISION).add_(state).sub_(whole.mul_(frequency[i])).add_(start[i])
+                state = (state << width).add_(raw)
+                if escapes:
+                    spill(escape & (state >> 63 - PRECISION >= frequency))
+                state = state.div(frequency, rounding_mode="floor").mul_(rest).add_(state).add_(start)
         moved = torch.stack(moved[::-1]).permute(2, 0, 1)
         counts = moved.sum((1, 2)).tolist()
         words = torch.stack(words[::-1]).permute(2, 0, 1)[moved].split(counts)
@@ -729,8 +730,12 @@ class Lattice(nn.Module):
         blocks = max(1, round(frames / BLOCK_FRAMES))
         return math.ceil(frames / blocks), blocks
 
+    def analyse(self, secret: Tensor, bands: int) -> Tensor:
+        """Samples [N, T] -> coefficients [F, M, N], the same on every machine for integers below 2 ** 22."""
+        return lapped(secret.double(), bands, exact=True).float().permute(2, 1, 0).contiguous()
+
     def synthesise(self, coefficients: Tensor) -> Tensor:
-        """[F, M, N] -> samples [N, T] in float64; exact, and so the same on every machine, for integers below 2 ** 22."""
+        """[F, M, N] -> samples [N, T] in float64, the same on every machine for integers below 2 ** 22."""
         return unlapped(coefficients.double().permute(2, 1, 0), exact=True)
 
     def compress(self, secret: Tensor, bands: int, step: int, shaping: int, lossless: bool) -> tuple[Tensor, Tensor]:
@@ -739,7 +744,7 @@ class Lattice(nn.Module):
         frames, blocks = self.shape_of(len(secret), bands)
 
         def work(piece):
-            classes, integers, decoded = self.quantise(lapped(piece, bands).permute(2, 1, 0).contiguous(), step, shaping)
+            classes, integers, decoded = self.quantise(self.analyse(piece, bands), step, shaping)
             if lossless:
                 exact = self.synthesise(self.order(integers, frames, bands)).round()
                 rest = (piece.double() - exact).int().T.reshape(-1, LANES, len(piece))
@@ -797,21 +802,22 @@ class Lattice(nn.Module):
         hops = padded.view(-1, bands)
         thin = torch.arange(0, len(hops) - 1, math.ceil(len(hops) / 4096))
         thin = torch.cat([hops[thin], hops[thin + 1]], 1) @ lapped_basis(bands, hops.dtype, hops.device)
-        probe = lapped(padded[torch.linspace(0, blocks - 1, min(blocks, PROBE)).long()], bands).permute(2, 1, 0).contiguous()
+        probe = padded[torch.linspace(0, blocks - 1, min(blocks, PROBE)).long()]
+        probe = self.analyse(probe, bands)[:frames if blocks <= PROBE else frames // 4]
 
         def features(x, step):
-            size = (1 + x.abs() * 2 ** (-step / 64)).log2_().mean(1)
+            size = (1 + x.abs() * 2 ** (-step / 64)).log2_().mean(1).double()
             return torch.stack([size, size ** 2, size ** 3], -1)
 
         # The cost of a frame is nearly a function of its mean log size. It is measured on the probe, at a step where the
         # function so far says that all frames, judged by the thin sample, fit; twice or three times.
-        function, last, highest = torch.tensor([1.15, 0.0, 0.0], dtype=hops.dtype), None, 64 * 20
+        function, last, highest = torch.tensor([1.15, 0.0, 0.0], dtype=torch.float64), None, 64 * 20
         for _ in range(4):
             step = bisect.bisect_left(range(-64, highest), True, key=lambda step: (features(thin, step) @ function).mean().item() <= budget) - 64
             if last is not None and abs(step - last) <= 1:
                 break
             classes, integers, _ = self.quantise(probe, step, shaping)
-            costs = self.cost(classes, integers).view(frames, bands, -1).mean(1).to(function)
+            costs = self.cost(classes, integers).view(len(probe), bands, -1).mean(1).to(function)
             function, last = torch.linalg.lstsq(features(probe, step).flatten(0, 1), costs.flatten()[:, None]).solution[:, 0], step
         if step < 0 and torch.equal(secret, secret.round()):
             words, decoded = self.compress(secret, bands, 0, 0, True)
@@ -852,9 +858,11 @@ class Lattice(nn.Module):
         if cover.dim() > 1 or secret.dim() > 1:
             raise ValueError("cover and secret must be tensors [T]")
         limit = 1 << depth - 1
-        cover = (cover.double() * limit).round().clamp(-limit, limit - 1).long()
+        cover = (cover.float() * limit).round_().clamp_(-limit, limit - 1)
+        power = sum(part.double().square().sum().item() for part in cover.split(CHUNK)) / len(cover)
+        cover = cover.int()
         bands = 128 * max(1, round((sample_rate or self.config.sample_rate) / self.config.sample_rate * self.config.bands / 128))
-        ideal = math.sqrt(1 + 12 * cover.double().square().mean().item() / 10 ** (snr / 10))
+        ideal = math.sqrt(1 + 12 * power / 10 ** (snr / 10))
         width = int(min(max(2, ideal), limit / 2))
         count = len(cover) - HEADER_SAMPLES
         wide = min(count, max(0, int(count * (min(ideal, limit / 2) ** 2 - width ** 2) / (2 * width + 1))))
@@ -867,11 +875,16 @@ class Lattice(nn.Module):
         parts = [self.coupling(cover[:HEADER_SAMPLES], bits, 2, limit)[0]]
         taken = 0
         for cell, part in zip((width + 1, width), cover[HEADER_SAMPLES:].split([wide, count - wide])):
-            digits = _digits(words[taken:taken + _room(cell, len(part))], cell)
-            taken += _room(cell, len(part))
-            parts += [self.coupling(part[:len(digits)], digits, cell, limit)[0], part[len(digits):]]
+            digits, bits = _radix(cell)
+            own = words[taken:taken + _room(cell, len(part))]
+            taken += len(own)
+            many = 32 * math.ceil(CHUNK / digits / 32)  # numbers, worked on together
+            for piece, chunk in itertools.zip_longest(part.split(many * digits), own.split(many * bits // 32), fillvalue=own[:0]):
+                symbols = _digits(chunk, cell)
+                parts += [self.coupling(piece[:len(symbols)], symbols, cell, limit)[0], piece[len(symbols):]]
         stego = torch.cat(parts)
-        return stego.float() / limit, torch.cat([(stego - cover).float() / limit, secret - decoded / 32768])
+        r = torch.cat([cover.neg_().add_(stego) / limit, decoded.div_(-32768).add_(secret)])
+        return stego / limit, r
 
     @torch.no_grad()
     def reveal(self, stego: Tensor, z: Tensor | None = None, depth: int = 16) -> tuple[Tensor, Tensor]:
@@ -883,7 +896,7 @@ class Lattice(nn.Module):
         """
         _check("stego", stego)
         limit = 1 << depth - 1
-        samples = (stego.double() * limit).round().long()
+        samples = (stego.float() * limit).round_().int()
         bits = samples[:HEADER_SAMPLES] & 1
         header = bytes((functional.pad(bits, (0, HEADER_SAMPLES - len(bits))).view(-1, 8) << torch.arange(8)).sum(1).tolist())
         magic, shaping, lossless, bands, step, width, wide, length, count, model = HEADER.unpack(header[:-4])
@@ -892,7 +905,8 @@ class Lattice(nn.Module):
         if model != self.fingerprint():
             raise ValueError("the secret was hidden with another model")
         parts = samples[HEADER_SAMPLES:].split([wide, len(samples) - HEADER_SAMPLES - wide])
-        words = torch.cat([_words(self.coupling.inverse(part, 0, cell)[1], cell) for cell, part in zip((width + 1, width), parts)])
+        words = torch.cat([_words(self.coupling.inverse(piece, 0, cell)[1], cell) for cell, part in zip((width + 1, width), parts)
+                           for piece in part.split(32 * math.ceil(CHUNK / _radix(cell)[0] / 32) * _radix(cell)[0])])
         secret = self.decompress(words[:count], length, bands, step, shaping, bool(lossless))
         secret = (secret / 32768).to(stego.dtype)
         return (stego, secret) if z is None else (stego - z[:len(stego)], secret + z[len(stego):])
@@ -974,11 +988,12 @@ def _digits(words: Tensor, width: int) -> Tensor:
     if not len(words):
         return words
     numbers = _recut(words, 32, bits)
-    result = []
-    for _ in range(digits):
-        result.append(numbers % width)
-        numbers = numbers // width
-    return torch.stack(result, 1).flatten()
+    result = torch.empty(digits, len(numbers), dtype=torch.int32)
+    for digit in result:
+        quotient = numbers // width
+        digit.copy_(numbers - quotient * width)
+        numbers = quotient
+    return result.T.flatten()
 
 
 def _words(symbols: Tensor, width: int) -> Tensor:
@@ -988,7 +1003,7 @@ def _words(symbols: Tensor, width: int) -> Tensor:
         return symbols[:0]
     numbers = 0
     for digit in reversed(symbols[:len(symbols) // digits * digits].view(-1, digits).unbind(1)):
-        numbers = numbers * width + digit
+        numbers = numbers * width + digit.long()
     return _recut(numbers, bits, 32)[:_room(width, len(symbols))]
 
 
