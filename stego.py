@@ -13,6 +13,7 @@ import math
 import os
 import struct
 import sys
+import warnings
 import zlib
 
 import numpy as np
@@ -171,9 +172,14 @@ def reveal_samples(samples, model):
     """The secret in the int16 samples [T] of a stego file, as int16; None where there is none."""
     if isinstance(model, wavinwav.Lattice):
         try:
-            return to_pcm(model.reveal(from_pcm(samples))[1])
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                secret = model.reveal(from_pcm(samples))[1]
         except ValueError:
             return None
+        for warning in caught:
+            print(f"warning: {warning.message}", file=sys.stderr)
+        return to_pcm(secret)
     length = read_header(samples)
     if length is None:
         return None

@@ -164,11 +164,24 @@ def test_damage_stays_in_its_block(model):
     stego, _ = model.hide(cover, secret, snr=45)
     whole = model.reveal(stego)[1]
     stego[len(stego) // 2] += 1 / 32768
-    damaged = model.reveal(stego)[1]
+    with pytest.warns(UserWarning, match="1 of 3 blocks"):
+        damaged = model.reveal(stego)[1]
     frames, blocks = model.shape_of(len(secret), 256)
     changed = [not torch.equal(a, b) for a, b in zip(whole.split(frames * 256), damaged.split(frames * 256))]
     assert blocks == len(changed) == 3 and sum(changed) == 1
     assert not damaged.split(frames * 256)[changed.index(True)].any()
+
+
+def test_what_was_cut_off_is_silent(model):
+    cover, secret = pcm(12 * 16000, seed=21), pcm(12 * 16000, seed=22)
+    stego, _ = model.hide(cover, secret, snr=45)
+    whole = model.reveal(stego)[1]
+    with pytest.warns(UserWarning, match="1 of 3 blocks"):
+        cut = model.reveal(stego[:-2000])[1]
+    assert torch.equal(cut[:8 * 16000], whole[:8 * 16000]) and not cut[9 * 16000:].any()
+    for length in (wavinwav.HEADER_SAMPLES, wavinwav.HEADER_SAMPLES + 1, 1000, 5000):
+        with pytest.raises(ValueError, match="cut off"):
+            model.reveal(stego[:length])
 
 
 def test_what_is_no_secret_is_refused(model):

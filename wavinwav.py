@@ -26,6 +26,7 @@ import math
 import os
 import random
 import struct
+import warnings
 import zlib
 from dataclasses import asdict, dataclass, fields
 
@@ -502,7 +503,8 @@ class Lattice(nn.Module):
         zero = magnitude == 0
         total = 0
         for weight, scale in zip(weights, scales[:2]):
-            total = total + weight * torch.where(zero, 1 - torch.exp(-outer / scale), torch.exp(-inner / scale) - torch.exp(-outer / scale))
+            below = torch.where(zero, 1, torch.exp(-inner / scale))
+            total = total + weight * (below - torch.exp(-outer / scale))
         normal = torch.erf(outer / scales[2] * 0.5 ** 0.5) - torch.where(zero, 0, torch.erf(inner / scales[2] * 0.5 ** 0.5))
         return total + weights[2] * normal
 
@@ -514,8 +516,9 @@ class Lattice(nn.Module):
         before = (self.level[:, None] - step // 8).clamp(0, 255).expand(3, -1, -1)
         sizes = _log_size(coefficients.abs() / 2 ** (step / 64))
         for _ in range(2):
-            columns = torch.cat([before[:1], sizes[:-1]]).permute(1, 0, 2).flatten(1), sizes[:, ::4].permute(1, 0, 2).flatten(1)
-            last, own = (_step_exponent(column, bands, shaping.repeat(frames)).view(-1, frames, blocks).transpose(0, 1) for column in columns)
+            decoded = torch.cat([before[:1], sizes[:-1]]), sizes[:, ::4]
+            last, own = (_step_exponent(x.transpose(0, 1).flatten(1), bands, shaping.repeat(frames))
+                         .view(-1, frames, blocks).transpose(0, 1) for x in decoded)
             exponent = torch.stack([last, own, own, own], 2)[:, :, None].expand(-1, -1, BIN // 4, -1, -1).flatten(1, 3)
             unit = 2 ** (exponent / 8)
             magnitude = (coefficients / (2 ** (step / 64) * unit)).round().abs()
@@ -523,13 +526,14 @@ class Lattice(nn.Module):
         sizes = functional.pad(torch.cat([before, sizes]), (0, 0, EDGE, EDGE))
         total = 0
         for group, (start, spacing) in enumerate(GROUPS):
-            take = [sizes[3 - ago:3 - ago + frames, EDGE + start + band:EDGE + bands + band:spacing] for ago, band in _context(group)]
-            x = torch.stack(take)[:, :, :bands // spacing].transpose(1, 2).flatten(2)
+            x = [sizes[3 - ago:3 - ago + frames, EDGE + start + band:EDGE + bands + band:spacing] for ago, band in _context(group)]
+            x = torch.stack(x)[:, :, :bands // spacing].transpose(1, 2).flatten(2)
             net = self.scales[group]
             log_scale = net(net.integers(torch.arange(start, bands, spacing)), x.float(), (step // 8).repeat(frames))
             log_scale = log_scale.view(-1, frames, blocks) - 128 * exponent[:, start::spacing].transpose(0, 1)
-            likelihood = self.likelihood(magnitude[:, start::spacing].transpose(0, 1), (log_scale / 1024).clamp(-6, 17) * math.log(2))
-            total = total - torch.log2(likelihood.clamp_min(1e-9)).sum((0, 1)) + (magnitude[:, start::spacing] > 0).sum((0, 1))
+            own = magnitude[:, start::spacing].transpose(0, 1)
+            likelihood = self.likelihood(own, (log_scale / 1024).clamp(-6, 17) * math.log(2))
+            total = total - torch.log2(likelihood.clamp_min(1e-9)).sum((0, 1)) + (own > 0).sum((0, 1))
         return total / (frames * bands)
 
     @torch.no_grad()
@@ -662,14 +666,15 @@ class Lattice(nn.Module):
             frequency, start = self.frequency.take(place).long(), starts.take(place)
             most = frequency << 63 - PRECISION - width  # what it needs room for
             rest = (1 << PRECISION) - frequency
-            steps = zip(*(x.flip(0).unbind() for x in (most, width, raw, frequency, start, rest, escape)), escape.flatten(1).any(1).flip(0).tolist())
-            for most, width, raw, frequency, start, rest, escape, escapes in steps:
+            any_escape = escape.flatten(1).any(1)
+            columns = most, width, raw, frequency, start, rest, escape, any_escape
+            for most, width, raw, frequency, start, rest, escape, any_escape in zip(*(x.flip(0).unbind() for x in columns)):
                 full = state >= most
-                if escapes:
+                if any_escape:
                     full = torch.where(escape, state >> 63 - width > 0, full)
                 spill(full)
                 state = (state << width).add_(raw)
-                if escapes:
+                if any_escape:
                     spill(escape & (state >> 63 - PRECISION >= frequency))
                 state = state.div(frequency, rounding_mode="floor").mul_(rest).add_(state).add_(start)
         moved = torch.stack(moved[::-1]).permute(2, 0, 1)
@@ -748,22 +753,31 @@ class Lattice(nn.Module):
             if lossless:
                 exact = self.synthesise(self.order(integers, frames, bands)).round()
                 rest = (piece.double() - exact).int().T.reshape(-1, LANES, len(piece))
-                return self.encode(torch.cat([classes, torch.full_like(rest, RESIDUAL, dtype=torch.uint8)]), torch.cat([integers, rest])), piece
+                classes = torch.cat([classes, torch.full_like(rest, RESIDUAL, dtype=torch.uint8)])
+                return self.encode(classes, torch.cat([integers, rest])), piece
             return self.encode(classes, integers), self.synthesise(decoded)
 
         padded = functional.pad(secret, (0, frames * blocks * bands - len(secret))).view(blocks, -1)
         parts = _in_threads(work, padded.split(_share(blocks)))
         streams = [stream for part, _ in parts for stream in part]
         table = torch.tensor([[len(stream), _checksum(stream)] for stream in streams])
-        return torch.cat([table.flatten(), *streams]), torch.cat([part for _, part in parts]).flatten()[:len(secret)].to(secret)
+        decoded = torch.cat([part for _, part in parts]).flatten()[:len(secret)]
+        return torch.cat([table.flatten(), *streams]), decoded.to(secret)
 
     def decompress(self, words: Tensor, length: int, bands: int, step: int, shaping: int, lossless: bool) -> Tensor:
-        """Inverse of `compress`: samples [length] in float64. A block whose words were changed comes out silent."""
+        """Inverse of `compress`: samples [length] in float64. A block whose words were changed comes out silent, with a
+        warning; ValueError if all were."""
         frames, blocks = self.shape_of(length, bands)
+        if len(words) < 2 * blocks:
+            raise ValueError("the secret was cut off")
         counts, checks = words[:2 * blocks].view(blocks, 2).T.tolist()
         ends = list(itertools.accumulate(counts, initial=2 * blocks))
         streams = [words[start:end] for start, end in zip(ends, ends[1:])]
-        good = [block for block in range(blocks) if len(streams[block]) >= 2 * LANES and _checksum(streams[block]) == checks[block]]
+        good = [i for i, stream in enumerate(streams) if len(stream) >= 2 * LANES and _checksum(stream) == checks[i]]
+        if not good:
+            raise ValueError("the secret was changed or cut off")
+        if len(good) < blocks:
+            warnings.warn(f"{blocks - len(good)} of {blocks} blocks of the secret were changed or cut off, and are silent")
 
         def work(part):
             decode = self.decoder([streams[block] for block in part])
@@ -813,12 +827,16 @@ class Lattice(nn.Module):
         # function so far says that all frames, judged by the thin sample, fit; twice or three times.
         function, last, highest = torch.tensor([1.15, 0.0, 0.0], dtype=torch.float64), None, 64 * 20
         for _ in range(4):
-            step = bisect.bisect_left(range(-64, highest), True, key=lambda step: (features(thin, step) @ function).mean().item() <= budget) - 64
+            def fits(step):
+                return (features(thin, step) @ function).mean().item() <= budget
+
+            step = bisect.bisect_left(range(-64, highest), True, key=fits) - 64
             if last is not None and abs(step - last) <= 1:
                 break
             classes, integers, _ = self.quantise(probe, step, shaping)
             costs = self.cost(classes, integers).view(len(probe), bands, -1).mean(1).to(function)
-            function, last = torch.linalg.lstsq(features(probe, step).flatten(0, 1), costs.flatten()[:, None]).solution[:, 0], step
+            function = torch.linalg.lstsq(features(probe, step).flatten(0, 1), costs.flatten()[:, None]).solution[:, 0]
+            last = step
         if step < 0 and torch.equal(secret, secret.round()):
             words, decoded = self.compress(secret, bands, 0, 0, True)
             if len(words) <= room:
@@ -875,12 +893,9 @@ class Lattice(nn.Module):
         parts = [self.coupling(cover[:HEADER_SAMPLES], bits, 2, limit)[0]]
         taken = 0
         for cell, part in zip((width + 1, width), cover[HEADER_SAMPLES:].split([wide, count - wide])):
-            digits, bits = _radix(cell)
-            own = words[taken:taken + _room(cell, len(part))]
-            taken += len(own)
-            many = 32 * math.ceil(CHUNK / digits / 32)  # numbers, worked on together
-            for piece, chunk in itertools.zip_longest(part.split(many * digits), own.split(many * bits // 32), fillvalue=own[:0]):
-                symbols = _digits(chunk, cell)
+            for piece in part.split(_together(cell)):
+                symbols = _digits(words[taken:taken + _room(cell, len(piece))], cell)
+                taken += _room(cell, len(piece))
                 parts += [self.coupling(piece[:len(symbols)], symbols, cell, limit)[0], piece[len(symbols):]]
         stego = torch.cat(parts)
         r = torch.cat([cover.neg_().add_(stego) / limit, decoded.div_(-32768).add_(secret)])
@@ -891,8 +906,8 @@ class Lattice(nn.Module):
         """Reveal what `hide` hid in the samples [T], on the grid of `depth` bits.
 
         Returns cover [T] and secret [S]: exactly with r in the place of z; without it the cover is the stego itself.
-        Blocks in which a sample has been changed are silent.
-        Raises ValueError where there is no intact header, or that of another model.
+        Blocks in which a sample has been changed are silent, with a warning.
+        Raises ValueError where there is no intact header or block, or the header of another model.
         """
         _check("stego", stego)
         limit = 1 << depth - 1
@@ -904,9 +919,11 @@ class Lattice(nn.Module):
             raise ValueError("there is no secret, or it was damaged")
         if model != self.fingerprint():
             raise ValueError("the secret was hidden with another model")
-        parts = samples[HEADER_SAMPLES:].split([wide, len(samples) - HEADER_SAMPLES - wide])
-        words = torch.cat([_words(self.coupling.inverse(piece, 0, cell)[1], cell) for cell, part in zip((width + 1, width), parts)
-                           for piece in part.split(32 * math.ceil(CHUNK / _radix(cell)[0] / 32) * _radix(cell)[0])])
+        if bands % 128 or not 0 < bands <= 8192 or width < 2:
+            raise ValueError("the header makes no sense")
+        parts = samples[HEADER_SAMPLES:][:wide], samples[HEADER_SAMPLES:][wide:]
+        words = torch.cat([_words(self.coupling.inverse(piece, 0, cell)[1], cell)
+                           for cell, part in zip((width + 1, width), parts) for piece in part.split(_together(cell))])
         secret = self.decompress(words[:count], length, bands, step, shaping, bool(lossless))
         secret = (secret / 32768).to(stego.dtype)
         return (stego, secret) if z is None else (stego - z[:len(stego)], secret + z[len(stego):])
@@ -968,6 +985,12 @@ def _room(width: int, count: int) -> int:
     """Words that `count` samples hold in cells of a width."""
     digits, bits = _radix(width)
     return count // digits * bits // 32
+
+
+def _together(width: int) -> int:
+    """Samples, about 2 ** 16, that hold a whole number of words and are worked on together."""
+    digits, _ = _radix(width)
+    return 32 * math.ceil(CHUNK / digits / 32) * digits
 
 
 def _recut(values: Tensor, old: int, new: int) -> Tensor:
