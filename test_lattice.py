@@ -89,13 +89,13 @@ def test_scales_are_exact_integers():
     model = randomised(3)
     net = model.scales[2]
     x = torch.randint(256, (29, 128, 50)).float()
-    weights = net.integers(torch.arange(1, 256, 2))
-    result = net(weights, x, 40)
+    integers = net.integers(torch.arange(1, 256, 2), 40)
+    result = net(integers, x)
     assert torch.equal(result, result.round()) and result.unique().numel() > 1000
-    double = net({name: w.double() for name, w in weights.items()}, x.double(), 40)
-    assert torch.equal(result.double(), double)
-    narrow = {name: w if "bias" in name else w.bfloat16().float() for name, w in weights.items()}
-    assert torch.equal(net(narrow, x.bfloat16().float(), 40), result)
+    assert torch.equal(result.double(), net(tuple(w.double() for w in integers), x.double()))
+    hidden, hidden_bias, direct, out, bias = integers
+    narrow = hidden.bfloat16().float(), hidden_bias, direct.bfloat16().float(), out.bfloat16().float(), bias
+    assert torch.equal(net(narrow, x.bfloat16().float()), result)
 
 
 def test_same_stego_whatever_the_threads_and_the_matmul_precision(model, monkeypatch):

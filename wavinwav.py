@@ -438,27 +438,28 @@ class ScaleNet(nn.Module):
         self.bias = nn.Parameter(torch.zeros(bands, 1))
         self.step = nn.Parameter(torch.zeros(1, 1))
 
-    def integers(self, band: Tensor) -> dict[str, Tensor]:
-        """Weights in 1/128 and biases, of the bands [K], in 1/1024."""
-        integers = {}
+    def integers(self, band: Tensor, step: Tensor | int) -> tuple[Tensor, ...]:
+        """Weights in 1/128 and biases in 1/1024, for bands [K] and a step, [N] or one for all, in eighths of an octave."""
+        w = {}
         for name, p in self.named_parameters():
             unit, bound = (1024, 65536) if "bias" in name else (128, 127)
-            integers[name] = _straight_through(p * unit, (p * unit).round().clamp(-bound, bound))
-        return integers | {"bias": integers["bias"][band], "hidden_bias": integers["hidden_bias"][:, band]}
+            w[name] = _straight_through(p * unit, (p * unit).round().clamp(-bound, bound))
+        hidden_bias = w["hidden_bias"][:, band] + w["hidden_step"] * step
+        return w["hidden"], hidden_bias, w["direct"], w["out"], w["bias"][band] + w["step"] * step
 
-    def forward(self, w: dict[str, Tensor], x: Tensor, step: Tensor | int) -> Tensor:
-        """w from `integers`; x [inputs, K, N] of log sizes and step, log2, in eighths -> log2 of the scale in 1/1024 [K, N]."""
+    def forward(self, integers: tuple[Tensor, ...], x: Tensor) -> Tensor:
+        """Log sizes x [inputs, K, N] in eighths of an octave, and `integers` -> log2 of the scale in 1/1024 [K, N]."""
+        hidden, hidden_bias, direct, out, bias = integers
         flat = x.flatten(1)
-        h = (w["hidden"] @ flat).view(-1, *x.shape[1:]).add_(w["hidden_bias"] + w["hidden_step"] * step).div_(32)
+        h = (hidden @ flat).view(-1, *x.shape[1:]).add_(hidden_bias).div_(32)
         h = _straight_through(h, h.floor()) if h.requires_grad else h.floor_()
-        y = w["direct"] @ flat + w["out"] @ h.clamp(0, 255).flatten(1)
-        return y.view(x.shape[1:]) + (w["bias"] + w["step"] * step)
+        return (out @ h.clamp(0, 255).flatten(1)).add_(direct @ flat).view(x.shape[1:]).add_(bias)
 
 
 def _log_size(magnitude: Tensor) -> Tensor:
-    """8 log2(1 + x), linear within octaves, rounded down, at most 255: the same integer on every machine."""
-    mantissa, exponent = torch.frexp(1 + magnitude)
-    return (8 * exponent + 16 * mantissa - 16).floor().clamp(max=255)
+    """8 log2(1 + x), linear within octaves, rounded down, at most 255: the same integer on every machine, since it is
+    what a float32's exponent and first three bits spell."""
+    return ((1 + magnitude.float()).view(torch.int32) >> 20).sub_(127 << 3).clamp_(max=255)
 
 
 def _step_exponent(sizes: Tensor, bands: int, shaping: Tensor | int) -> Tensor:
@@ -529,7 +530,7 @@ class Lattice(nn.Module):
             x = [sizes[3 - ago:3 - ago + frames, EDGE + start + band:EDGE + bands + band:spacing] for ago, band in _context(group)]
             x = torch.stack(x)[:, :, :bands // spacing].transpose(1, 2).flatten(2)
             net = self.scales[group]
-            log_scale = net(net.integers(torch.arange(start, bands, spacing)), x.float(), (step // 8).repeat(frames))
+            log_scale = net(net.integers(torch.arange(start, bands, spacing), (step // 8).repeat(frames)), x.float())
             log_scale = log_scale.view(-1, frames, blocks) - 128 * exponent[:, start::spacing].transpose(0, 1)
             own = magnitude[:, start::spacing].transpose(0, 1)
             likelihood = self.likelihood(own, (log_scale / 1024).clamp(-6, 17) * math.log(2))
@@ -580,7 +581,7 @@ class Lattice(nn.Module):
         window = torch.zeros(4, span, blocks)  # log sizes of this frame and the last three, in turns
         window[:, EDGE:-EDGE] = (self.level[band] - step // 8).clamp(0, 255)[None, :, None]
         power = torch.tensor([2 ** (exponent / 8) for exponent in range(256)])
-        nets = [(net, net.integers(band[start::spacing])) for net, (start, spacing) in zip(self.scales, GROUPS)]
+        nets = [(net, net.integers(band[start::spacing], step // 8)) for net, (start, spacing) in zip(self.scales, GROUPS)]
         places = [[torch.cat([(row - ago) % 4 * span + EDGE + start + offset + torch.arange(0, bands, spacing)[:bands // spacing]
                               for ago, offset in _context(group)]) for row in range(4)]
                   for group, (start, spacing) in enumerate(GROUPS)]
@@ -589,7 +590,7 @@ class Lattice(nn.Module):
             for group, (start, spacing) in enumerate(GROUPS):
                 net, integers = nets[group]
                 x = window.view(-1, blocks).index_select(0, places[group][row]).view(-1, bands // spacing, blocks)
-                scale = net(integers, x, step // 8)
+                scale = net(integers, x)
                 if shaping:
                     if group < 2:
                         last = window[row - 1, EDGE:-EDGE] if group == 0 else window[row, EDGE:-EDGE:4]
@@ -598,7 +599,7 @@ class Lattice(nn.Module):
                     scale, unit = scale - 128 * own, power[own]
                 else:
                     unit = power[:1]
-                classes = ((scale / 256).floor() + 20).clamp(0, CLASSES - 1).long()
+                classes = scale.div_(256).floor_().add_(20).clamp_(0, CLASSES - 1).long()
                 integers = code(frame, group, classes, unit)
                 window[row, EDGE + start:EDGE + bands:spacing] = _log_size(integers.abs() * unit)
 
@@ -931,7 +932,7 @@ class Lattice(nn.Module):
     def fingerprint(self) -> int:
         """A checksum of all that decoding depends on."""
         band = torch.arange(self.config.bands)
-        integers = [value.flatten() for net in self.scales for value in net.integers(band).values()]
+        integers = [value.flatten() for net in self.scales for step in (0, 1) for value in net.integers(band, step)]
         return _checksum(torch.cat([*integers, self.level, self.frequency.flatten()]))
 
     save = WavINN.save
