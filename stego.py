@@ -117,8 +117,10 @@ def read_secret(path, length, rate):
 
 def snr_of(reference, estimate):
     """Signal-to-noise ratio in dB of two float tensors [T]: infinite if they are equal, minus infinite for silence."""
-    parts = list(zip(reference.split(1 << 16), estimate.split(1 << 16)))
-    signal, noise = (sum(x.double().square().sum().item() for x in y) for y in ((a for a, _ in parts), (a - b for a, b in parts)))
+    signal = noise = 0.0
+    for a, b in zip(reference.split(1 << 16), estimate.split(1 << 16)):
+        signal += a.double().square().sum().item()
+        noise += (a - b).double().square().sum().item()
     return math.inf if not noise else 10 * math.log10(signal / noise) if signal else -math.inf
 
 
@@ -161,7 +163,8 @@ def hide(cover_path, secret_path, stego_path, model, snr=52.0, shaping=None):
     write_header(samples, len(secret))
     write_audio(stego_path, samples, rate)
     if clipped:
-        print(f"{stego_path}: {clipped} samples were clipped, which costs quality; a quieter cover avoids it", file=sys.stderr)
+        print(f"warning: {stego_path}: {clipped} samples were clipped, which costs quality; a quieter cover avoids it",
+              file=sys.stderr)
 
     written, _ = read_audio(stego_path, "int16")
     revealed = reveal_samples(written[:, 0], model)
@@ -169,29 +172,31 @@ def hide(cover_path, secret_path, stego_path, model, snr=52.0, shaping=None):
 
 
 def reveal_samples(samples, model):
-    """The secret in the int16 samples [T] of a stego file, as int16; None where there is none."""
-    if isinstance(model, wavinwav.Lattice):
-        try:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                secret = model.reveal(from_pcm(samples))[1]
-        except ValueError:
-            return None
-        for warning in caught:
-            print(f"warning: {warning.message}", file=sys.stderr)
-        return to_pcm(secret)
+    """The secret in the int16 samples [T] of a stego file, as int16. Raises ValueError that says why there is none."""
     length = read_header(samples)
-    if length is None:
-        return None
-    return to_pcm(model.reveal(from_pcm(samples))[1][:length])
+    if not isinstance(model, wavinwav.Lattice):
+        if length is None:
+            raise ValueError("there is no secret of an affine model, or it was damaged")
+        return to_pcm(model.reveal(from_pcm(samples))[1][:length])
+    if length is not None:
+        raise ValueError("the secret was hidden with an affine model")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        secret = model.reveal(from_pcm(samples))[1]
+    for warning in caught:
+        print(f"warning: {warning.message}", file=sys.stderr)
+    return to_pcm(secret)
 
 
 def reveal(stego_path, secret_path, model):
     """Write the secret that a stego file carries as 16-bit PCM WAV. Returns its length in seconds. Raises StegoError."""
     samples, rate = read_audio(stego_path, "int16")
-    secret = reveal_samples(samples[:, 0], model) if samples.shape[1] == 1 else None
-    if secret is None:
-        raise StegoError(f"{stego_path} carries no secret, or was changed after it was made; give a file that hide wrote")
+    if samples.shape[1] != 1:
+        raise StegoError(f"{stego_path} has {samples.shape[1]} channels, and a stego file has one; give a file that hide wrote")
+    try:
+        secret = reveal_samples(samples[:, 0], model)
+    except ValueError as error:
+        raise StegoError(f"{stego_path}: {error}; give a file as hide wrote it, and its model with --model") from error
     write_audio(secret_path, secret, rate)
     return len(secret) / rate
 
@@ -201,15 +206,17 @@ def main(argv=None):
     commands = parser.add_subparsers(dest="command", required=True)
     hiding = commands.add_parser("hide", help="hide a secret in a cover")
     hiding.add_argument("cover", metavar="COVER", help="sound file, mono, of any rate; it is never resampled")
-    hiding.add_argument("secret", metavar="SECRET", help="sound file, no longer than the cover; brought to its rate, and to mono")
+    hiding.add_argument("secret", metavar="SECRET",
+                        help="sound file, no longer than the cover; brought to its rate, and to mono")
     hiding.add_argument("-o", "--output", required=True, metavar="STEGO.wav", help="the stego file to write")
     revealing = commands.add_parser("reveal", help="reveal the secret of a stego file")
     revealing.add_argument("stego", metavar="STEGO.wav", help="file that hide wrote")
     revealing.add_argument("-o", "--output", required=True, metavar="SECRET.wav", help="the file to write")
     hiding.add_argument("--snr", type=float, default=52.0, metavar="DB",
                         help="stego SNR in dB, for lattice models: a higher one leaves the secret less quality (default: 52)")
-    hiding.add_argument("--shaping", type=float, metavar="X", help="lattice models: 0 gives the secret the best SNR, up to 1 moves "
-                        "its noise to where it is loud, for the ear (default: by the bits there are)")
+    hiding.add_argument("--shaping", type=float, metavar="X",
+                        help="lattice models: 0 gives the secret the best SNR, up to 1 moves its noise to where it is loud, "
+                        "for the ear (default: the more, the fewer bits there are)")
     for command in (hiding, revealing):
         command.add_argument("--model", default=os.path.join(HERE, "wavinwav.pt"), metavar="FILE",
                              help="the model, the same for hide and reveal (default: the wavinwav.pt beside this script)")

@@ -116,8 +116,8 @@ def test_same_stego_whatever_the_threads_and_the_matmul_precision(model, monkeyp
         torch.set_float32_matmul_precision("highest")
 
 
-@pytest.mark.parametrize("cover_length, length, rate", [(16000, 16000, 16000), (5000, 1, 16000), (4000, 3999, 8000), (40001, 30011, 44100),
-                                                        (30000, 100, 96000)])
+@pytest.mark.parametrize("cover_length, length, rate", [
+    (16000, 16000, 16000), (5000, 1, 16000), (4000, 3999, 8000), (40001, 30011, 44100), (30000, 100, 96000)])
 def test_reveal_is_exact(model, cover_length, length, rate):
     cover, secret = pcm(cover_length, seed=3), pcm(length, seed=4)
     stego, r = model.hide(cover, secret, snr=40, sample_rate=rate)
@@ -203,8 +203,9 @@ def test_what_is_no_secret_is_refused(model):
         model.hide(torch.zeros(2, 16000), torch.zeros(2, 16000))
 
 
-@pytest.mark.parametrize("cover, secret", [(torch.zeros(16000), None), (None, torch.zeros(16000)), (torch.zeros(16000), torch.zeros(5)),
-                                           (torch.full((16000,), -1.0), torch.full((16000,), 0.999)), (None, torch.full((9000,), 0.1))])
+@pytest.mark.parametrize("cover, secret", [
+    (torch.zeros(16000), None), (None, torch.zeros(16000)), (torch.zeros(16000), torch.zeros(5)),
+    (torch.full((16000,), -1.0), torch.full((16000,), 0.999)), (None, torch.full((9000,), 0.1))])
 def test_silence_and_constants(shipped, cover, secret):
     cover = pcm(16000, seed=15) if cover is None else cover
     secret = pcm(16000, seed=16) if secret is None else secret

@@ -118,7 +118,10 @@ def test_one_line_for_bad_input(tmp_path, capsys):
     (tmp_path / "cut.pt").write_bytes(open(MODEL, "rb").read()[:10000])
     nan = voice(1, 16000, 3)
     nan[100] = np.nan
-    out = tmp_path / "out.wav"
+    out, affine, lattice = (tmp_path / f"{name}.wav" for name in ("out", "affine", "lattice"))
+    stego.main(["hide", str(cover), str(short), "-o", str(affine), "--model", AFFINE])
+    stego.main(["hide", str(cover), str(short), "-o", str(lattice)])
+    assert "SNR" in capsys.readouterr().out
     cases = [
         (["hide", tmp_path / "missing.wav", short], "missing.wav does not exist"),
         (["hide", cover, tmp_path / "text.wav"], "text.wav cannot be read as audio"),
@@ -130,8 +133,11 @@ def test_one_line_for_bad_input(tmp_path, capsys):
         (["hide", cover, short, "--model", tmp_path / "none.pt"], "none.pt does not exist"),
         (["hide", cover, short, "--model", cover], "cover.wav is not a WavInWav model"),
         (["hide", cover, short, "--model", tmp_path / "cut.pt"], "cut.pt is not a WavInWav model"),
-        (["reveal", cover], "cover.wav carries no secret"),
-        (["reveal", tmp_path / "stereo.wav"], "stereo.wav carries no secret"),
+        (["reveal", cover], "cover.wav: there is no secret, or it was damaged"),
+        (["reveal", tmp_path / "stereo.wav"], "stereo.wav has 2 channels"),
+        (["reveal", cover, "--model", AFFINE], "cover.wav: there is no secret of an affine model"),
+        (["reveal", affine], "affine.wav: the secret was hidden with an affine model"),
+        (["reveal", write("cut.wav", soundfile.read(lattice)[0][:2000])], "cut.wav: the secret was changed or cut off"),
         (["reveal", tmp_path / "text.wav"], "text.wav cannot be read as audio"),
     ]
     out.write_text("precious")

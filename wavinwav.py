@@ -69,11 +69,11 @@ class Config:
             self._require(getattr(self, name) >= 1, name, "must be at least 1")
         self._require(self.kernel % 2 == 1, "kernel", "must be odd")
         self._require(0 < self.clamp < math.inf, "clamp", "must be positive and finite")
-        self._require(0 <= self.swapped <= self.bands // 2, "swapped", f"must be from 0 to {self.bands // 2}, half of the bands")
+        self._require(0 <= self.swapped <= self.bands // 2, "swapped", f"must be from 0 to {self.bands // 2}, half the bands")
         self._require(not self.swapped or self.gated, "swapped", "needs gated subnets")
         self._require(not self.swapped or self.blocks >= 2, "blocks", "must be at least 2 for a swap")
         self._require(0 <= self.turn_level < math.inf, "turn_level", "must be at least 0 and finite")
-        self._require(self.preset != "lattice" or self.bands % 128 == 0, "bands", "must be a multiple of 128 in the lattice preset")
+        self._require(self.preset != "lattice" or self.bands % 128 == 0, "bands", "must be a multiple of 128 in a lattice")
         lowest = math.exp(-self.clamp)
         self._require(lowest < self.attenuation <= 1, "attenuation", f"must be above exp(-clamp) = {lowest:.3g} and at most 1")
         self._require(self.latent in ("zero", "normal"), "latent", 'must be "zero" or "normal"')
@@ -527,7 +527,8 @@ class Lattice(nn.Module):
         sizes = functional.pad(torch.cat([before, sizes]), (0, 0, EDGE, EDGE))
         total = 0
         for group, (start, spacing) in enumerate(GROUPS):
-            x = [sizes[3 - ago:3 - ago + frames, EDGE + start + band:EDGE + bands + band:spacing] for ago, band in _context(group)]
+            x = [sizes[3 - ago:3 - ago + frames, EDGE + start + band:EDGE + bands + band:spacing]
+                 for ago, band in _context(group)]
             x = torch.stack(x)[:, :, :bands // spacing].transpose(1, 2).flatten(2)
             net = self.scales[group]
             log_scale = net(net.integers(torch.arange(start, bands, spacing), (step // 8).repeat(frames)), x.float())
@@ -582,7 +583,7 @@ class Lattice(nn.Module):
         window[:, EDGE:-EDGE] = (self.level[band] - step // 8).clamp(0, 255)[None, :, None]
         power = torch.tensor([2 ** (exponent / 8) for exponent in range(256)])
         nets = [(net, net.integers(band[start::spacing], step // 8)) for net, (start, spacing) in zip(self.scales, GROUPS)]
-        places = [[torch.cat([(row - ago) % 4 * span + EDGE + start + offset + torch.arange(0, bands, spacing)[:bands // spacing]
+        places = [[torch.cat([(row - ago) % 4 * span + EDGE + start + offset + torch.arange(bands // spacing) * spacing
                               for ago, offset in _context(group)]) for row in range(4)]
                   for group, (start, spacing) in enumerate(GROUPS)]
         for frame in range(frames):
@@ -880,7 +881,8 @@ class Lattice(nn.Module):
         cover = (cover.float() * limit).round_().clamp_(-limit, limit - 1)
         power = sum(part.double().square().sum().item() for part in cover.split(CHUNK)) / len(cover)
         cover = cover.int()
-        bands = 128 * max(1, round((sample_rate or self.config.sample_rate) / self.config.sample_rate * self.config.bands / 128))
+        bands = self.config.bands * (sample_rate or self.config.sample_rate) / self.config.sample_rate
+        bands = 128 * max(1, round(bands / 128))
         ideal = math.sqrt(1 + 12 * power / 10 ** (snr / 10))
         width = int(min(max(2, ideal), limit / 2))
         count = len(cover) - HEADER_SAMPLES
