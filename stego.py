@@ -135,10 +135,10 @@ def load_model(path):
         raise StegoError(str(error)) from error
 
 
-def hide(cover_path, secret_path, stego_path, model, snr=52.0, shaping=None):
+def hide(cover_path, secret_path, stego_path, model, snr=52.0, shaping=None, masking=wavinwav.MASKING):
     """Hide a sound file in another one, and check the result on disk.
 
-    `snr` (of the stego, in dB) and `shaping` are for lattice models, see `wavinwav.Lattice.hide`.
+    `snr` (of the stego, in dB), `shaping` and `masking` are for lattice models, see `wavinwav.Lattice.hide`.
     Returns (stego SNR, secret SNR) in dB: of the file against the cover, and of what `reveal` gets out of it against
     the secret at the cover's rate. Raises StegoError.
     """
@@ -147,7 +147,7 @@ def hide(cover_path, secret_path, stego_path, model, snr=52.0, shaping=None):
     if isinstance(model, wavinwav.Lattice):
         secret = (secret * FULL_SCALE).round().clamp(-FULL_SCALE, FULL_SCALE - 1) / FULL_SCALE
         try:
-            stego, r = model.hide(cover, secret, snr, shaping, rate)
+            stego, r = model.hide(cover, secret, snr, shaping, rate, masking=masking)
         except ValueError as error:
             raise StegoError(f"{cover_path}: {error}; take a longer cover, or a lower --snr") from error
         write_audio(stego_path, to_pcm(stego), rate)
@@ -217,6 +217,9 @@ def main(argv=None):
     hiding.add_argument("--shaping", type=float, metavar="X",
                         help="lattice models: 0 gives the secret the best SNR, up to 1 moves its noise to where it is loud, "
                         "for the ear (default: the more, the fewer bits there are)")
+    hiding.add_argument("--masking", type=float, default=wavinwav.MASKING, metavar="X",
+                        help="lattice models: 0 changes all of the cover alike, which gives the secret most; up to 1 follows the "
+                        f"cover's level, for the ear (default: {wavinwav.MASKING})")
     for command in (hiding, revealing):
         command.add_argument("--model", default=os.path.join(HERE, "wavinwav.pt"), metavar="FILE",
                              help="the model, the same for hide and reveal (default: the wavinwav.pt beside this script)")
@@ -224,7 +227,7 @@ def main(argv=None):
     try:
         model = load_model(args.model)
         if args.command == "hide":
-            stego_snr, secret_snr = hide(args.cover, args.secret, args.output, model, args.snr, args.shaping)
+            stego_snr, secret_snr = hide(args.cover, args.secret, args.output, model, args.snr, args.shaping, args.masking)
             quality = "secret lossless" if secret_snr == math.inf else f"secret SNR {secret_snr:.2f} dB"
             print(f"{args.output}: stego SNR {stego_snr:.2f} dB, {quality}")
         else:

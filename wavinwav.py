@@ -385,7 +385,7 @@ EDGE = 8  # empty bands at both ends of a frame for these to reach into
 THREADS = min(4, os.cpu_count() or 1)  # more would wait for Python's lock
 BATCH = 80  # blocks worked on together
 PROBE = 12  # blocks on which the step is searched; a quarter of each, where there are more
-CHUNK = 1 << 16  # samples, about, whose digits are worked on together
+CHUNK = 1 << 16  # samples, about, that are worked on together
 PIECE = 16  # steps of the coders whose tables are looked up together
 BIN = 16  # neighbouring bands that share a step
 PRECISION = 14  # bits of the coder's probabilities
@@ -394,7 +394,11 @@ CLASSES = SHAPES + 64  # scales; above 8 steps, 1 to 16 low bits of a magnitude 
 SYMBOLS = 128  # magnitudes, without these low bits, in a table; the last one is an escape to any below 2 ** 30
 LOWEST = 1 << 31  # a coder's state lies from here to 2 ** 63, and a word of 32 bits is moved to keep it there
 RESIDUAL = 14  # the class of what is left over when a lossless block's samples have been rounded
-HEADER = struct.Struct(">4sBBHhIQQII")  # see Lattice.hide
+SEGMENT = 512  # samples that share a width of cells, which the lowest bits of the first six tell
+CODES = 6
+WIDTHS = [round(2 ** (code / 4)) for code in range(4, 4 + (1 << CODES))]  # from 2, in quarter octaves
+MASKING = 0.25  # the stego's noise power in a segment is proportional to this power of the cover's
+HEADER = struct.Struct(">4sBBHhQI")  # see Lattice.hide
 MAGIC = b"WIWL"
 HEADER_SAMPLES = 8 * (HEADER.size + 4)  # one bit a sample, with a checksum
 
@@ -745,9 +749,8 @@ class Lattice(nn.Module):
         """[F, M, N] -> samples [N, T] in float64, the same on every machine for integers below 2 ** 22."""
         return unlapped(coefficients.double().permute(2, 1, 0), exact=True)
 
-    def compress(self, secret: Tensor, bands: int, step: int, shaping: int, lossless: bool) -> tuple[Tensor, Tensor]:
-        """A secret [S] as words (for each block their count and checksum, then the blocks), and what `decompress` will
-        make of them."""
+    def compress(self, secret: Tensor, bands: int, step: int, shaping: int, lossless: bool) -> tuple[list[Tensor], Tensor]:
+        """A secret [S] as the words of each block, and what `decompress` will make of them."""
         frames, blocks = self.shape_of(len(secret), bands)
 
         def work(piece):
@@ -761,21 +764,14 @@ class Lattice(nn.Module):
 
         padded = functional.pad(secret, (0, frames * blocks * bands - len(secret))).view(blocks, -1)
         parts = _in_threads(work, padded.split(_share(blocks)))
-        streams = [stream for part, _ in parts for stream in part]
-        table = torch.tensor([[len(stream), _checksum(stream)] for stream in streams])
         decoded = torch.cat([part for _, part in parts]).flatten()[:len(secret)]
-        return torch.cat([table.flatten(), *streams]), decoded.to(secret)
+        return [stream for part, _ in parts for stream in part], decoded.to(secret)
 
-    def decompress(self, words: Tensor, length: int, bands: int, step: int, shaping: int, lossless: bool) -> Tensor:
-        """Inverse of `compress`: samples [length] in float64. A block whose words were changed comes out silent, with a
-        warning; ValueError if all were."""
+    def decompress(self, streams: list[Tensor | None], length: int, bands: int, step: int, shaping: int, lossless: bool) -> Tensor:
+        """Inverse of `compress`: samples [length] in float64. A block without a stream comes out silent, with a warning;
+        ValueError if all are."""
         frames, blocks = self.shape_of(length, bands)
-        if len(words) < 2 * blocks:
-            raise ValueError("the secret was cut off")
-        counts, checks = words[:2 * blocks].view(blocks, 2).T.tolist()
-        ends = list(itertools.accumulate(counts, initial=2 * blocks))
-        streams = [words[start:end] for start, end in zip(ends, ends[1:])]
-        good = [i for i, stream in enumerate(streams) if len(stream) >= 2 * LANES and _checksum(stream) == checks[i]]
+        good = [block for block, stream in enumerate(streams) if stream is not None]
         if not good:
             raise ValueError("the secret was changed or cut off")
         if len(good) < blocks:
@@ -805,12 +801,15 @@ class Lattice(nn.Module):
             secret[part] = samples
         return secret.flatten()[:length]
 
-    def fit(self, secret: Tensor, bands: int, room: int, shaping: int | None) -> tuple[Tensor, Tensor, dict]:
-        """The finest words of a secret [S] that are at most `room`, what will come out of them, and what `decompress`
-        needs besides. Without a given shaping, steps follow the signal the more, the fewer bits there are."""
+    def fit(self, secret: Tensor, bands: int, ends: list[int], shaping: int | None) -> tuple[Tensor, Tensor, dict]:
+        """The finest form of a secret [S] that fits in segments with room for ends[i + 1] - ends[i] words: the words,
+        [ends[-1]], what will come out of them, and what `decompress` needs besides. Without a given shaping, steps follow
+        the signal the more, the fewer bits there are."""
         frames, blocks = self.shape_of(len(secret), bands)
         total = frames * blocks * bands
-        budget = 32 * (room - blocks * (2 + 3 * LANES // 2)) / total  # bits a coefficient; a coder's end takes 48
+        # less the table, the coders' ends of 48 bits, and half a segment a block
+        room = ends[-1] - blocks * (3 + 3 * LANES // 2) - (blocks + 1) * ends[-1] / max(1, len(ends) - 1) / 2
+        budget = 32 * room / total  # bits a coefficient
         budget *= 1 if blocks <= PROBE else 0.992  # a margin for what is not probed
         if shaping is None:
             shaping = round(256 * min(0.8, max(0.0, 1.1 - 0.15 * budget)))
@@ -840,20 +839,22 @@ class Lattice(nn.Module):
             function = torch.linalg.lstsq(features(probe, step).flatten(0, 1), costs.flatten()[:, None]).solution[:, 0]
             last = step
         if step < 0 and torch.equal(secret, secret.round()):
-            words, decoded = self.compress(secret, bands, 0, 0, True)
-            if len(words) <= room:
+            streams, decoded = self.compress(secret, bands, 0, 0, True)
+            words = _place(streams, ends)
+            if words is not None:
                 return words, decoded, dict(step=0, shaping=0, lossless=True)
         while True:
-            words, decoded = self.compress(secret, bands, step, shaping, False)
-            if len(words) <= room:
+            streams, decoded = self.compress(secret, bands, step, shaping, False)
+            words = _place(streams, ends)
+            if words is not None:
                 return words, decoded, dict(step=step, shaping=shaping, lossless=False)
             if step == highest:
                 raise ValueError("the cover is too short for this secret")
-            step = min(highest, step + 1 + round(80 * 32 * (len(words) - room) / total))
+            step = min(highest, step + 1 + max(0, round(80 * 32 * (sum(map(len, streams)) - room) / total)))
 
     @torch.no_grad()
     def hide(self, cover: Tensor, secret: Tensor, snr: float = 52.0, shaping: float | None = None,
-             sample_rate: int | None = None, depth: int = 16) -> tuple[Tensor, Tensor]:
+             sample_rate: int | None = None, depth: int = 16, masking: float = MASKING) -> tuple[Tensor, Tensor]:
         """Hide a secret in a cover.
 
         Args:
@@ -865,11 +866,13 @@ class Lattice(nn.Module):
                 the bits there are.
             sample_rate: of both in Hz; None is config.sample_rate. It sets the width of a band, and is not stored.
             depth: bits of the samples, which must reach `reveal` unchanged.
+            masking: the stego's noise power follows this power of the cover's, in segments of 512 samples: 0 is white, for
+                the secret's SNR, 1 everywhere as far below the cover.
         Returns:
             stego [T], on the grid of `depth` bits and never clipped.
             r [T + S]: stego - cover, then what quantisation took from the secret.
-            The lowest bits of the first samples hold a header: magic, shaping, mode, bands, step, width of the cells,
-            how many are wider by one, samples of the secret, words, model, and a checksum.
+            The lowest bits of the first samples hold a header: magic, shaping, mode, bands, step, samples of the secret,
+            model, and a checksum. Then come the segments, of which the first hold a table of the blocks.
         Raises:
             ValueError: tensors that are not float [T], a cover too short for the secret.
         """
@@ -883,23 +886,23 @@ class Lattice(nn.Module):
         cover = cover.int()
         bands = self.config.bands * (sample_rate or self.config.sample_rate) / self.config.sample_rate
         bands = 128 * max(1, round(bands / 128))
-        ideal = math.sqrt(1 + 12 * power / 10 ** (snr / 10))
-        width = int(min(max(2, ideal), limit / 2))
-        count = len(cover) - HEADER_SAMPLES
-        wide = min(count, max(0, int(count * (min(ideal, limit / 2) ** 2 - width ** 2) / (2 * width + 1))))
-        room = _room(width + 1, wide) + _room(width, count - wide) if count > 0 else 0
-        words, decoded, mode = self.fit(secret * 32768, bands, room, None if shaping is None else round(256 * shaping))
-        header = HEADER.pack(MAGIC, mode["shaping"], mode["lossless"], bands, mode["step"], width, wide,
-                             len(secret), len(words), self.fingerprint())
+        start, end = HEADER_SAMPLES, len(cover) - max(0, len(cover) - HEADER_SAMPLES) % SEGMENT
+        segments = cover[start:end].view(-1, SEGMENT)
+        codes = _choose_widths(segments, power / 10 ** (snr / 10), masking, depth)
+        ends = _ends(codes)
+        words, decoded, mode = self.fit(secret * 32768, bands, ends.tolist(), None if shaping is None else round(256 * shaping))
+        header = HEADER.pack(MAGIC, mode["shaping"], mode["lossless"], bands, mode["step"], len(secret), self.fingerprint())
         header = torch.tensor(list(header + zlib.crc32(header).to_bytes(4, "big")))
         bits = (header[:, None] >> torch.arange(8) & 1).flatten()
-        parts = [self.coupling(cover[:HEADER_SAMPLES], bits, 2, limit)[0]]
-        taken = 0
-        for cell, part in zip((width + 1, width), cover[HEADER_SAMPLES:].split([wide, count - wide])):
-            for piece in part.split(_together(cell)):
-                symbols = _digits(words[taken:taken + _room(cell, len(piece))], cell)
-                taken += _room(cell, len(piece))
-                parts += [self.coupling(piece[:len(symbols)], symbols, cell, limit)[0], piece[len(symbols):]]
+        used = int(torch.searchsorted(ends, len(words)))
+        filled = segments.clone()
+        filled[:used, :CODES] = self.coupling(segments[:used, :CODES], codes[:used, None] >> torch.arange(CODES) & 1, 2, limit)[0]
+        for code, chosen in _alike(codes[:used]):
+            places = ends[chosen, None] + torch.arange(_room(WIDTHS[code]))
+            digits = _digits(words[places.clamp(max=len(words) - 1)], WIDTHS[code])
+            part = segments[chosen, CODES:CODES + digits.shape[1]]
+            filled[chosen, CODES:CODES + digits.shape[1]] = self.coupling(part, digits, WIDTHS[code], limit)[0]
+        parts = [self.coupling(cover[:start], bits, 2, limit)[0], filled.flatten(), cover[end:]]
         stego = torch.cat(parts)
         r = torch.cat([cover.neg_().add_(stego) / limit, decoded.div_(-32768).add_(secret)])
         return stego / limit, r
@@ -917,17 +920,22 @@ class Lattice(nn.Module):
         samples = (stego.float() * limit).round_().int()
         bits = samples[:HEADER_SAMPLES] & 1
         header = bytes((functional.pad(bits, (0, HEADER_SAMPLES - len(bits))).view(-1, 8) << torch.arange(8)).sum(1).tolist())
-        magic, shaping, lossless, bands, step, width, wide, length, count, model = HEADER.unpack(header[:-4])
+        magic, shaping, lossless, bands, step, length, model = HEADER.unpack(header[:-4])
         if magic != MAGIC or zlib.crc32(header[:-4]).to_bytes(4, "big") != header[-4:]:
             raise ValueError("there is no secret, or it was damaged")
         if model != self.fingerprint():
             raise ValueError("the secret was hidden with another model")
-        if bands % 128 or not 0 < bands <= 8192 or width < 2:
+        if bands % 128 or not 0 < bands <= 8192:
             raise ValueError("the header makes no sense")
-        parts = samples[HEADER_SAMPLES:][:wide], samples[HEADER_SAMPLES:][wide:]
-        words = torch.cat([_words(self.coupling.inverse(piece, 0, cell)[1], cell)
-                           for cell, part in zip((width + 1, width), parts) for piece in part.split(_together(cell))])
-        secret = self.decompress(words[:count], length, bands, step, shaping, bool(lossless))
+        segments = samples[HEADER_SAMPLES:][:(len(samples) - HEADER_SAMPLES) // SEGMENT * SEGMENT].view(-1, SEGMENT)
+        codes = ((segments[:, :CODES] & 1) << torch.arange(CODES)).sum(1)
+        ends = _ends(codes)
+        words = torch.zeros(int(ends[-1]), dtype=torch.long)
+        for code, chosen in _alike(codes):
+            symbols = self.coupling.inverse(segments[chosen, CODES:], 0, WIDTHS[code])[1]
+            words[ends[chosen, None] + torch.arange(_room(WIDTHS[code]))] = _words(symbols, WIDTHS[code])
+        streams = _find(words, ends.tolist(), self.shape_of(length, bands)[1])
+        secret = self.decompress(streams, length, bands, step, shaping, bool(lossless))
         secret = (secret / 32768).to(stego.dtype)
         return (stego, secret) if z is None else (stego - z[:len(stego)], secret + z[len(stego):])
 
@@ -975,62 +983,101 @@ def _checksum(words: Tensor) -> int:
     return zlib.crc32(ctypes.string_at(words.data_ptr(), 4 * len(words)))
 
 
+def _choose_widths(segments: Tensor, error: float, masking: float, depth: int) -> Tensor:
+    """Codes of the widths of cells in segments [N, SEGMENT] of a cover, so that the mean error has a power of `error`."""
+    level = segments.double().square().mean(1).add(1) ** masking
+    cost = torch.tensor([(width ** 2 + (2 if width % 2 == 0 else -1)) / 12 for width in WIDTHS], dtype=torch.float64)
+    low, high = -60.0, 60.0  # log2 of what level is multiplied with
+    for _ in range(50):
+        middle = (low + high) / 2
+        codes = (2 * torch.log2(1 + 12 * level * 2 ** middle) - 4).round().clamp(0, min(len(WIDTHS) - 1, 4 * depth - 12)).long()
+        low, high = (middle, high) if len(codes) and cost[codes].mean() <= error else (low, middle)
+    return (2 * torch.log2(1 + 12 * level * 2 ** low) - 4).round().clamp(0, min(len(WIDTHS) - 1, 4 * depth - 12)).long()
+
+
+def _ends(codes: Tensor) -> Tensor:
+    """Of segments of these widths: how many words all those before hold, [N + 1]."""
+    return functional.pad(torch.tensor([_room(width) for width in WIDTHS])[codes].cumsum(0), (1, 0))
+
+
+def _alike(codes: Tensor):
+    """(code, indices of the segments that have it), some at a time."""
+    for code in codes.unique().tolist():
+        for chosen in (codes == code).nonzero()[:, 0].split(CHUNK // SEGMENT):
+            yield code, chosen
+
+
+def _place(streams: list[Tensor], ends: list[int]) -> Tensor | None:
+    """The words of a table of the blocks (segment, words, checksum), and of the blocks, each from the start of a segment,
+    so that damage to one does not move the next; None if there is no room."""
+    table, words, filled = [], [torch.empty(0, dtype=torch.long)], 0
+    segment = bisect.bisect_left(ends, 3 * len(streams))
+    for stream in streams:
+        if segment >= len(ends) or ends[segment] + len(stream) > ends[-1]:
+            return None
+        table += [segment, len(stream), _checksum(stream)]
+        words += [torch.zeros(ends[segment] - filled - (3 * len(streams) if not filled else 0), dtype=torch.long), stream]
+        filled = ends[segment] + len(stream)
+        segment = bisect.bisect_left(ends, filled)
+    return torch.cat([torch.tensor(table), *words])
+
+
+def _find(words: Tensor, ends: list[int], blocks: int) -> list[Tensor | None]:
+    """Inverse of `_place`: the words of each block, or None where they were changed or cut off."""
+    if len(words) < 3 * blocks:
+        raise ValueError("the secret was cut off")
+    streams = []
+    for segment, count, check in words[:3 * blocks].view(blocks, 3).tolist():
+        stream = words[ends[segment]:ends[segment] + count] if segment < len(ends) else words[:0]
+        streams.append(stream if len(stream) >= 2 * LANES and _checksum(stream) == check else None)
+    return streams
+
+
 @functools.lru_cache
 def _radix(width: int) -> tuple[int, int]:
-    """Numbers of digits of a base, and of bits in their place: at most 62, with the least waste."""
-    if width < 2:
-        return 1, 0
+    """Numbers of digits of a base, and of bits in their place: at most 62, with the least waste in a segment."""
     pairs = [(digits, (width ** digits).bit_length() - 1) for digits in range(1, 1 + int(62 / math.log2(width)))]
-    return max(pairs, key=lambda pair: pair[1] / pair[0])
+    return max(pairs, key=lambda pair: (SEGMENT - CODES) // pair[0] * pair[1])
 
 
-def _room(width: int, count: int) -> int:
-    """Words that `count` samples hold in cells of a width."""
+def _room(width: int) -> int:
+    """Words that a segment holds in cells of a width."""
     digits, bits = _radix(width)
-    return count // digits * bits // 32
-
-
-def _together(width: int) -> int:
-    """Samples, about 2 ** 16, that hold a whole number of words and are worked on together."""
-    digits, _ = _radix(width)
-    return 32 * math.ceil(CHUNK / digits / 32) * digits
+    return (SEGMENT - CODES) // digits * bits // 32
 
 
 def _recut(values: Tensor, old: int, new: int) -> Tensor:
-    """Cut a stream of `old`-bit integers [n], lowest bit first, into `new`-bit ones, both at most 62; the last is filled up."""
-    start = torch.arange(math.ceil(len(values) * old / new)) * new
+    """Cut streams of `old`-bit integers [N, n], lowest bit first, into `new`-bit ones, both at most 62; the last is
+    filled up."""
+    start = torch.arange(math.ceil(values.shape[1] * old / new)) * new
     values = functional.pad(values, (0, new // old + 2))
     place, gone = start // old, start % old
-    result = values[place] >> gone
+    result = values[:, place] >> gone
     for i in range(1, new // old + 2):
         have = i * old - gone
-        result |= torch.where(have < new, values[place + i] << have.clamp(max=new), 0)
+        result |= torch.where(have < new, values[:, place + i] << have.clamp(max=new), 0)
     return result & (1 << new) - 1
 
 
 def _digits(words: Tensor, width: int) -> Tensor:
-    """Words of 32 bits as digits of a base, for as many samples as they take."""
+    """Words of segments [N, _room(width)] as digits of a base [N, n], for as many samples as they take."""
     digits, bits = _radix(width)
-    if not len(words):
-        return words
     numbers = _recut(words, 32, bits)
-    result = torch.empty(digits, len(numbers), dtype=torch.int32)
+    result = torch.empty(digits, *numbers.shape, dtype=torch.int32)
     for digit in result:
         quotient = numbers // width
         digit.copy_(numbers - quotient * width)
         numbers = quotient
-    return result.T.flatten()
+    return result.permute(1, 2, 0).flatten(1)
 
 
 def _words(symbols: Tensor, width: int) -> Tensor:
-    """Inverse of `_digits`: all the words that digits [T] hold."""
+    """Inverse of `_digits`: the words that samples [N, SEGMENT - CODES] hold."""
     digits, bits = _radix(width)
-    if not _room(width, len(symbols)):
-        return symbols[:0]
     numbers = 0
-    for digit in reversed(symbols[:len(symbols) // digits * digits].view(-1, digits).unbind(1)):
+    for digit in reversed(symbols[:, :symbols.shape[1] // digits * digits].unflatten(1, (-1, digits)).unbind(2)):
         numbers = numbers * width + digit.long()
-    return _recut(numbers, bits, 32)[:_room(width, len(symbols))]
+    return _recut(numbers, bits, 32)[:, :_room(width)]
 
 
 # ---------------------------------------------------------------- model files, and the paper's permutation
