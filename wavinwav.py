@@ -456,8 +456,8 @@ class ScaleNet(nn.Module):
         hidden, hidden_bias, direct, out, bias = integers
         flat = x.flatten(1)
         h = (hidden @ flat).view(-1, *x.shape[1:]).add_(hidden_bias).div_(32)
-        h = _straight_through(h, h.floor()) if h.requires_grad else h.floor_()
-        return (out @ h.clamp(0, 255).flatten(1)).add_(direct @ flat).view(x.shape[1:]).add_(bias)
+        h = _straight_through(h, h.floor()).clamp(0, 255) if h.requires_grad else h.floor_().clamp_(0, 255)
+        return (out @ h.flatten(1)).add_(direct @ flat).view(x.shape[1:]).add_(bias)
 
 
 def _log_size(magnitude: Tensor) -> Tensor:
@@ -815,7 +815,7 @@ class Lattice(nn.Module):
             shaping = round(256 * min(0.8, max(0.0, 1.1 - 0.15 * budget)))
         padded = functional.pad(secret, (0, total - len(secret))).view(blocks, -1)
         hops = padded.view(-1, bands)
-        thin = torch.arange(0, len(hops) - 1, math.ceil(len(hops) / 4096))
+        thin = torch.arange(0, len(hops) - 1, math.ceil(len(hops) / 2048))
         thin = torch.cat([hops[thin], hops[thin + 1]], 1) @ lapped_basis(bands, hops.dtype, hops.device)
         probe = padded[torch.linspace(0, blocks - 1, min(blocks, PROBE)).long()]
         probe = self.analyse(probe, bands)[:frames if blocks <= PROBE else frames // 4]
@@ -886,24 +886,24 @@ class Lattice(nn.Module):
         cover = cover.int()
         bands = self.config.bands * (sample_rate or self.config.sample_rate) / self.config.sample_rate
         bands = 128 * max(1, round(bands / 128))
-        start, end = HEADER_SAMPLES, len(cover) - max(0, len(cover) - HEADER_SAMPLES) % SEGMENT
-        segments = cover[start:end].view(-1, SEGMENT)
+        count = max(0, len(cover) - HEADER_SAMPLES) // SEGMENT
+        stego = cover.clone()
+        segments, changed = (x[HEADER_SAMPLES:][:count * SEGMENT].view(-1, SEGMENT) for x in (cover, stego))
         codes = _choose_widths(segments, power / 10 ** (snr / 10), masking, depth)
         ends = _ends(codes)
         words, decoded, mode = self.fit(secret * 32768, bands, ends.tolist(), None if shaping is None else round(256 * shaping))
         header = HEADER.pack(MAGIC, mode["shaping"], mode["lossless"], bands, mode["step"], len(secret), self.fingerprint())
         header = torch.tensor(list(header + zlib.crc32(header).to_bytes(4, "big")))
         bits = (header[:, None] >> torch.arange(8) & 1).flatten()
+        stego[:HEADER_SAMPLES] = self.coupling(cover[:HEADER_SAMPLES], bits, 2, limit)[0]
         used = int(torch.searchsorted(ends, len(words)))
-        filled = segments.clone()
-        filled[:used, :CODES] = self.coupling(segments[:used, :CODES], codes[:used, None] >> torch.arange(CODES) & 1, 2, limit)[0]
+        bits = codes[:used, None] >> torch.arange(CODES) & 1
+        changed[:used, :CODES] = self.coupling(segments[:used, :CODES], bits, 2, limit)[0]
         for code, chosen in _alike(codes[:used]):
-            places = ends[chosen, None] + torch.arange(_room(WIDTHS[code]))
-            digits = _digits(words[places.clamp(max=len(words) - 1)], WIDTHS[code])
-            part = segments[chosen, CODES:CODES + digits.shape[1]]
-            filled[chosen, CODES:CODES + digits.shape[1]] = self.coupling(part, digits, WIDTHS[code], limit)[0]
-        parts = [self.coupling(cover[:start], bits, 2, limit)[0], filled.flatten(), cover[end:]]
-        stego = torch.cat(parts)
+            places = (ends[chosen, None] + torch.arange(_room(WIDTHS[code]))).clamp(max=len(words) - 1)
+            digits = _digits(words[places], WIDTHS[code])
+            cells = chosen[:, None], torch.arange(CODES, CODES + digits.shape[1])
+            changed[cells] = self.coupling(segments[cells], digits, WIDTHS[code], limit)[0]
         r = torch.cat([cover.neg_().add_(stego) / limit, decoded.div_(-32768).add_(secret)])
         return stego / limit, r
 
@@ -985,7 +985,8 @@ def _checksum(words: Tensor) -> int:
 
 def _choose_widths(segments: Tensor, error: float, masking: float, depth: int) -> Tensor:
     """Codes of the widths of cells in segments [N, SEGMENT] of a cover, so that the mean error has a power of `error`."""
-    level = segments.double().square().mean(1).add(1) ** masking
+    level = [part.double().square().mean(1) for part in segments.split(CHUNK // SEGMENT)]
+    level = torch.cat([torch.empty(0, dtype=torch.float64), *level]).add(1) ** masking
     cost = torch.tensor([(width ** 2 + (2 if width % 2 == 0 else -1)) / 12 for width in WIDTHS], dtype=torch.float64)
     low, high = -60.0, 60.0  # log2 of what level is multiplied with
     for _ in range(50):
