@@ -39,10 +39,9 @@ from tqdm import tqdm
 
 import stego
 from train import SILENCE, find_audio
-from wavinwav import lapped, unlapped
+from wavinwav import STEGO_SNR, LatticeCoupling, lapped, unlapped
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-DEFAULT_SNR = 52  # dB, of a lattice model's stego where one setting stands for all
 NAMES = "cover", "secret", "stego", "revealed"
 
 
@@ -123,9 +122,7 @@ def on_files(name, family, hide, reveal):
 
 def embed(cover, values, bits):
     """Samples congruent to `values` [T] (0 to 2^bits - 1) modulo 2^bits, each the nearest to the cover that int16 holds."""
-    step = 1 << bits
-    hidden = cover + (values - cover + step // 2) % step - step // 2
-    return hidden + step * (hidden < -32768) - step * (hidden > 32767)
+    return LatticeCoupling()(torch.from_numpy(cover), torch.from_numpy(values), 1 << bits)[0].numpy()
 
 
 def lsb(bits):
@@ -690,7 +687,7 @@ def evaluate(args, folder):
         rate, pairs = args.rate, list(draw_pairs(find_audio(args.data_dir), args.pairs, args.seed, args.rate))
     models = load_models(args.model)
     methods = all_methods(models, args.snr)
-    defaults = {label: ours(model, label, snr=DEFAULT_SNR if is_lattice(model) else None) for label, model in models.items()}
+    defaults = {label: ours(model, label, snr=STEGO_SNR if is_lattice(model) else None) for label, model in models.items()}
     if args.plot:
         plot_pair(args.plot, next(iter(defaults.values())), write_pair(folder, *pairs[0], rate))
     if not args.no_perceptual:

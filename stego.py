@@ -135,7 +135,7 @@ def load_model(path):
         raise StegoError(str(error)) from error
 
 
-def hide(cover_path, secret_path, stego_path, model, snr=52.0, shaping=None, masking=wavinwav.MASKING):
+def hide(cover_path, secret_path, stego_path, model, snr=wavinwav.STEGO_SNR, shaping=None, masking=wavinwav.MASKING):
     """Hide a sound file in another one, and check the result on disk.
 
     `snr` (of the stego, in dB), `shaping` and `masking` are for lattice models, see `wavinwav.Lattice.hide`.
@@ -145,14 +145,15 @@ def hide(cover_path, secret_path, stego_path, model, snr=52.0, shaping=None, mas
     cover, rate = read_cover(cover_path)
     secret = read_secret(secret_path, len(cover), rate)
     if isinstance(model, wavinwav.Lattice):
-        secret = (secret * FULL_SCALE).round().clamp(-FULL_SCALE, FULL_SCALE - 1) / FULL_SCALE
+        secret = from_pcm(to_pcm(secret))
         try:
             stego, r = model.hide(cover, secret, snr, shaping, rate, masking=masking)
         except ValueError as error:
             raise StegoError(f"{cover_path}: {error}; take a longer cover, or a lower --snr") from error
-        write_audio(stego_path, to_pcm(stego), rate)
+        samples = to_pcm(stego)
+        write_audio(stego_path, samples, rate)
         written = read_audio(stego_path, "int16")[0][:, 0]
-        if not np.array_equal(written, to_pcm(stego)):
+        if not np.array_equal(written, samples):
             raise StegoError(f"{stego_path} does not hold what was written to it; the disk may be full or damaged")
         # the decoder is exact: what it makes of these samples is known
         return snr_of(cover, from_pcm(written)), snr_of(secret, from_pcm(to_pcm(secret - r[len(cover):])))
@@ -212,8 +213,9 @@ def main(argv=None):
     revealing = commands.add_parser("reveal", help="reveal the secret of a stego file")
     revealing.add_argument("stego", metavar="STEGO.wav", help="file that hide wrote")
     revealing.add_argument("-o", "--output", required=True, metavar="SECRET.wav", help="the file to write")
-    hiding.add_argument("--snr", type=float, default=52.0, metavar="DB",
-                        help="stego SNR in dB, for lattice models: a higher one leaves the secret less quality (default: 52)")
+    hiding.add_argument("--snr", type=float, default=wavinwav.STEGO_SNR, metavar="DB",
+                        help="stego SNR in dB, for lattice models: a higher one leaves the secret less quality "
+                        f"(default: {wavinwav.STEGO_SNR:g})")
     hiding.add_argument("--shaping", type=float, metavar="X",
                         help="lattice models: 0 gives the secret the best SNR, up to 1 moves its noise to where it is loud, "
                         "for the ear (default: the more, the fewer bits there are)")

@@ -33,7 +33,7 @@ from torchaudio.transforms import Resample
 from tqdm import tqdm
 
 import wavinwav
-from wavinwav import Config, Lattice, WavINN
+from wavinwav import Config, Lattice
 
 PRESETS = {  # a preset's values for flags that have no other default
     "lapped": dict(steps=6000, batch_size=4, lr=5e-4, schedule="cosine", warmup=200,
@@ -355,7 +355,7 @@ def count_tables(model, pairs, batches=8, count=32):
 def validate_lattice(model, loader):
     """Bits a sample that the lattice coder takes for the fixed validation crops, mean over four steps."""
     secrets = FULL_SCALE * torch.cat([torch.cat(batch) for batch in loader])
-    coefficients = wavinwav.lapped(secrets, model.config.bands).permute(2, 1, 0).contiguous()
+    coefficients = model.analyse(secrets, model.config.bands)
     total = 0.0
     for step, shaping in ((64, 0), (192, 0), (320, 100), (384, 200)):
         classes, integers, _ = model.quantise(coefficients, step, shaping)
@@ -411,12 +411,10 @@ def main(argv=None):
         if args.init_from and not checkpoint:
             model = wavinwav.load(args.init_from).train()
         elif checkpoint:
-            config = Config(**checkpoint["config"])
-            model = Lattice(config) if config.preset == "lattice" else WavINN(config)
+            model = wavinwav.build(Config(**checkpoint["config"]))
         else:
             changes = {name: getattr(args, name) for name in MODEL_FLAGS if getattr(args, name) is not None}
-            config = getattr(Config, args.preset)(**changes)
-            model = Lattice(config) if config.preset == "lattice" else WavINN(config)
+            model = wavinwav.build(getattr(Config, args.preset)(**changes))
     except (ValueError, OSError) as error:
         sys.exit(str(error))
     config, lattice = model.config, isinstance(model, Lattice)

@@ -21,7 +21,6 @@ import concurrent.futures
 import contextlib
 import ctypes
 import functools
-import itertools
 import math
 import os
 import random
@@ -398,6 +397,7 @@ SEGMENT = 512  # samples that share a width of cells, which the lowest bits of t
 CODES = 6
 WIDTHS = [round(2 ** (code / 4)) for code in range(4, 4 + (1 << CODES))]  # from 2, in quarter octaves
 MASKING = 0.25  # the stego's noise power in a segment is proportional to this power of the cover's
+STEGO_SNR = 52.0  # dB, of a lattice model's stego unless another is asked for
 HEADER = struct.Struct(">4sBBHhQI")  # see Lattice.hide
 MAGIC = b"WIWL"
 HEADER_SAMPLES = 8 * (HEADER.size + 4)  # one bit a sample, with a checksum
@@ -550,7 +550,7 @@ class Lattice(nn.Module):
         excess, number = torch.zeros(2, CLASSES)
         self.shrink.zero_()
         for secrets, step, shaping in samples:
-            coefficients = lapped(secrets, self.config.bands).permute(2, 1, 0).contiguous()
+            coefficients = self.analyse(secrets, self.config.bands)
             classes, integers, decoded = self.quantise(coefficients, step, shaping)
             classes, magnitude = (self.order(x, *decoded.shape[:2]).long() for x in (classes, integers.abs()))
             low = _low_bits(classes)
@@ -593,9 +593,9 @@ class Lattice(nn.Module):
         for frame in range(frames):
             row = frame % 4
             for group, (start, spacing) in enumerate(GROUPS):
-                net, integers = nets[group]
+                net, weights = nets[group]
                 x = window.view(-1, blocks).index_select(0, places[group][row]).view(-1, bands // spacing, blocks)
-                scale = net(integers, x)
+                scale = net(weights, x)
                 if shaping:
                     if group < 2:
                         last = window[row - 1, EDGE:-EDGE] if group == 0 else window[row, EDGE:-EDGE:4]
@@ -624,12 +624,16 @@ class Lattice(nn.Module):
             unit = unit * 2 ** (step / 64)
             rounded = (coefficients[frame, start::spacing] / unit).round_()
             classes[frame, first:last], integers[frame, first:last] = found, rounded
-            decoded[frame, start::spacing] = (rounded - rounded.sign() * self.shrink.take(found)) * unit
+            decoded[frame, start::spacing] = self.centre(rounded, found) * unit
             first = last
             return rounded
 
         self.walk(frames, bands, blocks, step, shaping, code)
         return classes.view(-1, LANES, blocks), integers.view(-1, LANES, blocks), decoded
+
+    def centre(self, integers: Tensor, classes: Tensor) -> Tensor:
+        """The mean of what is rounded to these integers in these classes, of one shape."""
+        return integers - integers.sign() * self.shrink.take(classes)
 
     def order(self, x: Tensor, frames: int, bands: int) -> Tensor:
         """From the order of the stream, [S, LANES, N], to [F, M, N]."""
@@ -784,7 +788,7 @@ class Lattice(nn.Module):
             def code(frame, group, classes, unit):
                 start, spacing = GROUPS[group]
                 integers = decode(classes).float()
-                value = integers if lossless else integers - integers.sign() * self.shrink.take(classes)
+                value = integers if lossless else self.centre(integers, classes)
                 coefficients[frame, start::spacing] = value * (unit * 2 ** (step / 64))
                 return integers
 
@@ -853,7 +857,7 @@ class Lattice(nn.Module):
             step = min(highest, step + 1 + max(0, round(80 * 32 * (sum(map(len, streams)) - room) / total)))
 
     @torch.no_grad()
-    def hide(self, cover: Tensor, secret: Tensor, snr: float = 52.0, shaping: float | None = None,
+    def hide(self, cover: Tensor, secret: Tensor, snr: float = STEGO_SNR, shaping: float | None = None,
              sample_rate: int | None = None, depth: int = 16, masking: float = MASKING) -> tuple[Tensor, Tensor]:
         """Hide a secret in a cover.
 
@@ -988,12 +992,16 @@ def _choose_widths(segments: Tensor, error: float, masking: float, depth: int) -
     level = [part.double().square().mean(1) for part in segments.split(CHUNK // SEGMENT)]
     level = torch.cat([torch.empty(0, dtype=torch.float64), *level]).add(1) ** masking
     cost = torch.tensor([(width ** 2 + (2 if width % 2 == 0 else -1)) / 12 for width in WIDTHS], dtype=torch.float64)
-    low, high = -60.0, 60.0  # log2 of what level is multiplied with
+    widest = min(len(WIDTHS) - 1, 4 * depth - 12)
+
+    def codes(exponent):  # for errors of level * 2 ** exponent
+        return (2 * torch.log2(1 + 12 * level * 2 ** exponent) - 4).round().clamp(0, widest).long()
+
+    low, high = -60.0, 60.0
     for _ in range(50):
         middle = (low + high) / 2
-        codes = (2 * torch.log2(1 + 12 * level * 2 ** middle) - 4).round().clamp(0, min(len(WIDTHS) - 1, 4 * depth - 12)).long()
-        low, high = (middle, high) if len(codes) and cost[codes].mean() <= error else (low, middle)
-    return (2 * torch.log2(1 + 12 * level * 2 ** low) - 4).round().clamp(0, min(len(WIDTHS) - 1, 4 * depth - 12)).long()
+        low, high = (middle, high) if len(level) and cost[codes(middle)].mean() <= error else (low, middle)
+    return codes(low)
 
 
 def _ends(codes: Tensor) -> Tensor:
@@ -1011,15 +1019,14 @@ def _alike(codes: Tensor):
 def _place(streams: list[Tensor], ends: list[int]) -> Tensor | None:
     """The words of a table of the blocks (segment, words, checksum), and of the blocks, each from the start of a segment,
     so that damage to one does not move the next; None if there is no room."""
-    table, words, filled = [], [torch.empty(0, dtype=torch.long)], 0
-    segment = bisect.bisect_left(ends, 3 * len(streams))
+    table, words, filled = [], [], 3 * len(streams)
     for stream in streams:
+        segment = bisect.bisect_left(ends, filled)
         if segment >= len(ends) or ends[segment] + len(stream) > ends[-1]:
             return None
         table += [segment, len(stream), _checksum(stream)]
-        words += [torch.zeros(ends[segment] - filled - (3 * len(streams) if not filled else 0), dtype=torch.long), stream]
+        words += [torch.zeros(ends[segment] - filled, dtype=torch.long), stream]
         filled = ends[segment] + len(stream)
-        segment = bisect.bisect_left(ends, filled)
     return torch.cat([torch.tensor(table), *words])
 
 
@@ -1108,6 +1115,11 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     return content
 
 
+def build(config: Config) -> "WavINN | Lattice":
+    """The network of a config, as it is before training."""
+    return Lattice(config) if config.preset == "lattice" else WavINN(config)
+
+
 def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> "WavINN | Lattice":
     """The model in a file that `WavINN.save` or train.py wrote, ready for hide and reveal.
 
@@ -1115,8 +1127,7 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> "WavINN
     """
     content = read_checkpoint(path)
     try:
-        config = Config(**content["config"])
-        model = Lattice(config) if config.preset == "lattice" else WavINN(config)
+        model = build(Config(**content["config"]))
         model.load_state_dict(content["state_dict"])
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} holds a model that does not fit its own description") from error
