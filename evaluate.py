@@ -214,18 +214,23 @@ def is_lattice(model):
 
 def fixed_bits_snr(cover, bits):
     """The stego SNR in dB of `bits` bits a sample in the samples [T] of a cover: cells of 2^bits LSB, so that the error is
-    uniform over 2^bits integers, of power (4^bits - 1) / 12."""
-    return 10 * math.log10(np.mean(cover.astype(np.float64) ** 2) / ((4 ** bits - 1) / 12))
+    uniform over the integers from -2^bits / 2 to 2^bits / 2 - 1, of power (4^bits + 2) / 12."""
+    return 10 * math.log10(np.mean(cover.astype(np.float64) ** 2) / ((4 ** bits + 2) / 12))
 
 
 def ours(model, label, snr=None, bits=None):
-    """A model as a Method; a lattice model at a stego SNR in dB, or at a number of bits a sample."""
+    """A model as a Method; a lattice model at a stego SNR in dB, or at a number of bits in every sample."""
     def hide(cover_path, secret_path, stego_path):
-        level = fixed_bits_snr(samples(cover_path)[0], bits) if bits else snr
-        stego.hide(cover_path, secret_path, stego_path, model, **({} if level is None else {"snr": float(level)}))
+        options = {} if snr is None else {"snr": float(snr)}
+        if bits:
+            options = {"snr": fixed_bits_snr(samples(cover_path)[0], bits) - 1e-6, "masking": 0}
+        stego.hide(cover_path, secret_path, stego_path, model, overwrite=True, **options)
+
+    def reveal(stego_path, secret_path):
+        stego.reveal(stego_path, secret_path, model, overwrite=True)
 
     name = f"{label}, {bits} bits" if bits else label if snr is None else f"{label}, {snr:g} dB"
-    return Method(name, label, hide, lambda stego_path, secret_path: stego.reveal(stego_path, secret_path, model))
+    return Method(name, label, hide, reveal)
 
 
 def rate_of_snr(cover, stego_snr):
@@ -239,8 +244,8 @@ def bound(cover, secret, stego_snr):
 
     What fits: the stego differs from the cover by an error of power D = P_cover / 10^(stego_snr / 10), in LSB^2, and is
     then rounded to 16 bits, noise of power N = 1/12 LSB^2. Whoever hides knows the cover, so that it costs nothing (Costa,
-    "Writing on dirty paper", 1983): R = 1/2 log2(1 + D / N) bits a sample. Cells of 2^B LSB have D = (4^B - 1) / 12, and
-    R is B, exactly what they carry.
+    "Writing on dirty paper", 1983): R = 1/2 log2(1 + D / N) bits a sample. Cells of an odd width w have D = (w^2 - 1) / 12,
+    and R is log2(w), exactly what they carry; even ones cost 3 / 12 more.
     What it takes: the secret is a Gaussian in each coefficient k of a circular MDCT of 256 bands, of variance v_k, the mean
     of squares of 3 frames x 5 bands around it; and the v_k are known for free. Reverse water-filling (Cover and Thomas,
     10.3.3): sum of max(0, 1/2 log2(v_k / w)) = R T gives the water level w, and the distortion is the mean of min(w, v_k).
@@ -432,7 +437,7 @@ def attack_pair(model, method, paths, seed):
             scores[name] = math.nan
             continue
         try:
-            stego.reveal(attacked_path, paths["revealed"], model)
+            stego.reveal(attacked_path, paths["revealed"], model, overwrite=True)
             revealed = signal(paths["revealed"])
         except stego.StegoError:
             if is_lattice(model):
@@ -695,18 +700,24 @@ def evaluate(args, folder):
     if args.curve:
         need("matplotlib.figure")
 
-    rows, attacked = {method: [] for method in methods}, {label: [] for label in models}
-    bounds = {level: [] for level in sorted({*args.snr, *(range(16, 73, 4) if args.curve else ())})}
-    for i, pair in enumerate(tqdm(pairs, desc="pairs", leave=False)):
-        paths = write_pair(folder, *pair, rate)
+    levels = sorted({*args.snr, *(range(16, 73, 4) if args.curve else ())})
+
+    def work(i):
+        paths = write_pair(tempfile.mkdtemp(dir=folder), *pairs[i], rate)
+        rows = []
         for method in methods:
             torch.manual_seed(args.seed)
-            rows[method].append(score_pair(method, paths, not args.no_perceptual))
-        for level in bounds:
-            secret_snr = bound(signal(paths["cover"]), signal(paths["secret"]), level)
-            bounds[level].append({"stego SNR": float(level), "secret SNR": secret_snr})
-        for label, model in models.items() if args.attacks else ():
-            attacked[label].append(attack_pair(model, defaults[label], paths, args.seed + 1000 * i))
+            rows.append(score_pair(method, paths, not args.no_perceptual))
+        cover, secret = signal(paths["cover"]), signal(paths["secret"])
+        attacked = [attack_pair(model, defaults[label], paths, args.seed + 1000 * i)
+                    for label, model in (models.items() if args.attacks else ())]
+        return rows, [bound(cover, secret, level) for level in levels], attacked
+
+    found = list(stego.in_order(work, range(len(pairs)), "pair"))
+    rows = dict(zip(methods, zip(*(rows for rows, _, _ in found))))
+    bounds = {level: [{"stego SNR": float(level), "secret SNR": found[i][1][k]} for i in range(len(pairs))]
+              for k, level in enumerate(levels)}
+    attacked = dict(zip(models, zip(*(scores for *_, scores in found))))
 
     summaries = [summary(method.name, method.family, scores) for method, scores in rows.items()]
     summaries += [summary(f"bound, {level:g} dB", "bound", bounds[level]) for level in args.snr]

@@ -17,10 +17,10 @@ Shapes: B batch, T samples, C channels (bands of the lapped transform; 1 is the 
 """
 
 import bisect
-import concurrent.futures
 import contextlib
 import ctypes
 import functools
+import hashlib
 import math
 import os
 import random
@@ -28,6 +28,7 @@ import struct
 import warnings
 import zlib
 from dataclasses import asdict, dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -367,24 +368,172 @@ class WavINN(nn.Module):
     def _whole(self, x: Tensor) -> int:
         return x.shape[-1] // self.config.bands * self.config.bands
 
+    def fingerprint(self) -> int:
+        """A checksum of the weights."""
+        return fingerprint([x.detach().flatten().float() for x in self.state_dict().values()])
+
     def save(self, path: str | os.PathLike, **extra):
         """Write config and weights (and `extra`, of plain types) to a file that `load` reads. Never half-written."""
         with replacing(path) as temporary:
             torch.save({"wavinwav": 1, "config": asdict(self.config), "state_dict": self.state_dict()} | extra, temporary)
 
 
+# ---------------------------------------------------------------- the header and the seal of a stego, for models of both kinds
+
+FIELDS = struct.Struct(">4sQQIHB")  # a magic word, and what `Header` has
+MAGIC = b"WIW2"
+NONCE, CHECK, TAG = 12, 4, 16  # bytes
+HEADER_SAMPLES = 4 * (NONCE + FIELDS.size + CHECK)  # the lowest two bits of the first samples
+SEAL_SAMPLES = 4 * TAG  # and of the last
+
+
+class NoSecret(ValueError):
+    """There is no header that this key opens."""
+
+
+class OtherModel(ValueError):
+    """The secret was hidden with another model."""
+
+
+class Damaged(ValueError):
+    """The stego is not what `hide` made."""
+
+
+class Cipher:
+    """A stream cipher: SHAKE-256 over a key, which scrypt (RFC 7914) makes of a passphrase, and a nonce, which is new for
+    every stego. Without a passphrase the key is public: then it hides nothing."""
+
+    def __init__(self, key: str | bytes | None = None, nonce: bytes | None = None):
+        key = key.encode() if isinstance(key, str) else key
+        self.keyed = bool(key)
+        self.nonce = nonce or (os.urandom(NONCE) if self.keyed else bytes(NONCE))
+        self.root = hashlib.scrypt(key, salt=self.nonce, n=1 << 15, r=8, p=1, maxmem=1 << 26, dklen=32) if self.keyed else b"WavInWav"
+
+    def stream(self, purpose: bytes, count: int) -> bytes:
+        """`count` bytes, other ones for each purpose (bytes that end in 0, so that none begins as another one does)."""
+        return hashlib.shake_256(self.root + self.nonce + purpose).digest(count)
+
+    def words(self, purpose: bytes, count: int) -> Tensor:
+        """`count` words of 32 bits."""
+        stream = self.stream(purpose, 4 * count)
+        return torch.frombuffer(bytearray(stream), dtype=torch.int32).long() & 0xFFFFFFFF if count else torch.zeros(0).long()
+
+    def seal(self):
+        """A keyed hash (BLAKE2b) with update(raw(samples)) for the samples of a stego, all in turn, of which the last
+        SEAL_SAMPLES have zeros for the lowest two bits: its digest(), of TAG bytes, is what belongs there."""
+        return hashlib.blake2b(key=self.stream(b"seal\0", 32), digest_size=TAG)
+
+
+def raw(samples: Tensor) -> bytes:
+    """Integers [n], on the CPU, as 4 bytes each."""
+    samples = samples.to(torch.int32).contiguous()
+    return ctypes.string_at(samples.data_ptr(), 4 * len(samples))
+
+
+def write_bits(samples: Tensor, content: bytes):
+    """Put bytes into the lowest two bits of samples, integers [4 len(content)], in place."""
+    bits = torch.tensor(list(content))[:, None] >> torch.arange(0, 8, 2) & 3
+    samples.copy_(samples & ~3 | bits.flatten().to(samples.dtype))
+
+
+def read_bits(samples: Tensor) -> bytes:
+    """Inverse of `write_bits`."""
+    return bytes(((samples & 3).view(-1, 4) << torch.arange(0, 8, 2)).sum(1).tolist())
+
+
+class Part(NamedTuple):
+    """A part of a secret, and where it is hidden. Parts know nothing of each other."""
+    index: int
+    secret: slice  # of frames: samples in each channel
+    samples: slice  # of the stego
+    segments: slice  # the same, in segments
+
+
+@dataclass
+class Header:
+    """What reveal needs to know of a stego before all else. Enciphered, with a checksum, in the first samples; the
+    last ones hold the seal."""
+
+    samples: int  # of the stego, in all channels together
+    length: int  # of the secret, samples in each channel
+    model: int  # its fingerprint
+    bands: int = 0  # of a lattice's lapped transform; 0 is an affine model
+    channels: int = 1  # of the secret
+
+    def pack(self, cipher: Cipher) -> bytes:
+        fields = FIELDS.pack(MAGIC, self.samples, self.length, self.model, self.bands, self.channels)
+        fields += cipher.stream(b"check\0" + fields, CHECK)
+        return cipher.nonce + _xor(fields, cipher.stream(b"header\0", len(fields)))
+
+    @classmethod
+    def read(cls, samples: Tensor, key: str | bytes | None, model: int) -> tuple["Header", Cipher]:
+        """The header of a stego [n], integers, and the cipher of what comes after it. Raises NoSecret, OtherModel."""
+        content = read_bits(functional.pad(samples[:HEADER_SAMPLES], (0, max(0, HEADER_SAMPLES - len(samples)))))
+        cipher = Cipher(key, content[:NONCE])
+        fields = _xor(content[NONCE:], cipher.stream(b"header\0", len(content) - NONCE))
+        fields, check = fields[:-CHECK], fields[-CHECK:]
+        magic, *values = FIELDS.unpack(fields)
+        if magic != MAGIC or cipher.stream(b"check\0" + fields, CHECK) != check:
+            raise NoSecret("there is no secret, or the key is another, or the beginning was changed or cut off")
+        header = cls(*values)
+        if header.model != model:
+            raise OtherModel("the secret was hidden with another model")
+        if not (0 < header.length <= header.samples and 1 <= header.channels <= 2 and header.bands % 128 == 0
+                and header.bands <= 8192 and header.samples >= HEADER_SAMPLES + SEAL_SAMPLES):
+            raise NoSecret("the header makes no sense")
+        return header, cipher
+
+    def write(self, samples: Tensor, cipher: Cipher):
+        """Put the header and the seal into a whole stego [n], integers, in place."""
+        write_bits(samples[:HEADER_SAMPLES], self.pack(cipher))
+        write_bits(samples[-SEAL_SAMPLES:], self.seal(samples, cipher))
+
+    def seal(self, samples: Tensor, cipher: Cipher) -> bytes:
+        seal = cipher.seal()
+        for piece in samples[:-SEAL_SAMPLES].split(CHUNK):
+            seal.update(raw(piece))
+        seal.update(raw(samples[-SEAL_SAMPLES:] & ~3))
+        return seal.digest()
+
+    def verify(self, count: int, seal: bytes, last: Tensor):
+        """Raises Damaged if a stego of `count` samples, this seal and these last samples is not what was made."""
+        if count < self.samples:
+            raise Damaged(f"it was cut: {count} of {self.samples} samples are left")
+        if count > self.samples or read_bits(last) != seal:
+            raise Damaged("it was changed after it was made")
+
+    def parts(self) -> list[Part]:
+        """Where a lattice model hides the secret."""
+        segments = (self.samples - HEADER_SAMPLES - SEAL_SAMPLES) // SEGMENT
+        count = max(1, round(segments / PART))
+        share = math.ceil(self.length / count)
+        return [Part(i, slice(min(self.length, i * share), min(self.length, i * share + share)),
+                     slice(HEADER_SAMPLES + first * SEGMENT, HEADER_SAMPLES + last * SEGMENT), slice(first, last))
+                for i in range(count) for first, last in [(i * segments // count, (i + 1) * segments // count)]]
+
+
+def _xor(a: bytes, b: bytes) -> bytes:
+    return bytes(x ^ y for x, y in zip(a, b))
+
+
+def fingerprint(tensors: list[Tensor]) -> int:
+    """A checksum of tensors of 4 bytes an element, or of integers below 2 ** 31."""
+    check = 0
+    for x in tensors:
+        check = zlib.crc32(raw(x.view(torch.int32) if x.dtype == torch.float32 else x), check)
+    return check
+
+
 # ---------------------------------------------------------------- the lattice preset, for files that stay what they are
 
 BLOCK_FRAMES = 256  # about, in a block, which is decoded without the others: 4 seconds
-LANES = 32  # coders that take turns in a block, one band each
 GROUPS = (0, 4), (2, 4), (1, 2)  # first band and spacing: every frame is decoded in three groups of bands
 HISTORY = (1, 5), (2, 3), (3, 1)  # frames ago, and the bands to each side in them, that a coefficient's scale depends on
 PRESENT = (), (-6, -2, 2, 6), (-7, -5, -3, -1, 1, 3, 5, 7)  # bands of its own frame, in the groups decoded before its own
 EDGE = 8  # empty bands at both ends of a frame for these to reach into
-THREADS = min(4, os.cpu_count() or 1)  # more would wait for Python's lock
-BATCH = 80  # blocks worked on together
 PROBE = 12  # blocks on which the step is searched; a quarter of each, where there are more
 CHUNK = 1 << 16  # samples, about, that are worked on together
+FEW = 8  # blocks that are transformed together
 PIECE = 16  # steps of the coders whose tables are looked up together
 BIN = 16  # neighbouring bands that share a step
 PRECISION = 14  # bits of the coder's probabilities
@@ -393,14 +542,13 @@ CLASSES = SHAPES + 64  # scales; above 8 steps, 1 to 16 low bits of a magnitude 
 SYMBOLS = 128  # magnitudes, without these low bits, in a table; the last one is an escape to any below 2 ** 30
 LOWEST = 1 << 31  # a coder's state lies from here to 2 ** 63, and a word of 32 bits is moved to keep it there
 RESIDUAL = 14  # the class of what is left over when a lossless block's samples have been rounded
-SEGMENT = 512  # samples that share a width of cells, which the lowest bits of the first six tell
-CODES = 6
-WIDTHS = [round(2 ** (code / 4)) for code in range(4, 4 + (1 << CODES))]  # from 2, in quarter octaves
+FAVOUR = 0.3 - torch.arange(CLASSES).clamp(max=24) / 80  # by how much rounding for the ear favours larger magnitudes, by class
+SEGMENT = 512  # samples that share a width of cells, which the lowest two bits of the first three tell
+CODES = 3
+PART = 7680  # segments, about, that hold a part of the secret, worked on at once and without the others: 4 minutes at 16 kHz
+WIDTHS = [round(2 ** (code / 4)) for code in range(4, 4 + (1 << 2 * CODES))]  # from 2, in quarter octaves
 MASKING = 0.25  # the stego's noise power in a segment is proportional to this power of the cover's
 STEGO_SNR = 52.0  # dB, of a lattice model's stego unless another is asked for
-HEADER = struct.Struct(">4sBBHhQI")  # see Lattice.hide
-MAGIC = b"WIWL"
-HEADER_SAMPLES = 8 * (HEADER.size + 4)  # one bit a sample, with a checksum
 
 
 class LatticeCoupling(nn.Module):
@@ -483,7 +631,8 @@ class Lattice(nn.Module):
     quantisation of the secret, and lossless altogether where there is room. Runs on the CPU.
 
     Shapes: N blocks of about 4 s, F frames in a block, M bands (config.bands at config.sample_rate, and in proportion at
-    other rates), K bands of a group. Sizes and steps count in PCM units of 16 bits.
+    other rates), K bands of a group, L = M / 8 coders that take turns in a block. Sizes and steps count in PCM units of
+    16 bits.
     """
 
     def __init__(self, config: Config):
@@ -609,7 +758,7 @@ class Lattice(nn.Module):
                 window[row, EDGE + start:EDGE + bands:spacing] = _log_size(integers.abs() * unit)
 
     def quantise(self, coefficients: Tensor, step: int, shaping: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Coefficients [F, M, N] -> classes (uint8) and integers (int32), [F * M / LANES, LANES, N] in the order of the
+        """Coefficients [F, M, N] -> classes (uint8) and integers (int32), [8 F, L, N] in the order of the
         stream, and what `decompress` will make of them, like coefficients."""
         frames, bands, blocks = coefficients.shape
         classes, integers = (torch.empty(frames, bands, blocks, dtype=kind) for kind in (torch.uint8, torch.int32))
@@ -622,21 +771,24 @@ class Lattice(nn.Module):
             first = 0 if group == 0 else first
             last = first + bands // spacing
             unit = unit * 2 ** (step / 64)
-            rounded = (coefficients[frame, start::spacing] / unit).round_()
+            rounded = coefficients[frame, start::spacing] / unit
+            if shaping:  # fewer holes in the spectrum, which the ear minds more than the SNR does
+                rounded.add_(rounded.sign().mul_(FAVOUR.take(found)))
+            rounded.round_()
             classes[frame, first:last], integers[frame, first:last] = found, rounded
             decoded[frame, start::spacing] = self.centre(rounded, found) * unit
             first = last
             return rounded
 
         self.walk(frames, bands, blocks, step, shaping, code)
-        return classes.view(-1, LANES, blocks), integers.view(-1, LANES, blocks), decoded
+        return classes.view(-1, bands // 8, blocks), integers.view(-1, bands // 8, blocks), decoded
 
     def centre(self, integers: Tensor, classes: Tensor) -> Tensor:
         """The mean of what is rounded to these integers in these classes, of one shape."""
         return integers - integers.sign() * self.shrink.take(classes)
 
     def order(self, x: Tensor, frames: int, bands: int) -> Tensor:
-        """From the order of the stream, [S, LANES, N], to [F, M, N]."""
+        """From the order of the stream, [S, L, N], to [F, M, N]."""
         first, second, third = x.view(frames, bands, -1).split([bands // 4, bands // 4, bands // 2], 1)
         return torch.stack([first, third[:, ::2], second, third[:, 1::2]], 2).flatten(1, 2)
 
@@ -657,7 +809,7 @@ class Lattice(nn.Module):
         return rarity.take(place) + low + (integers != 0)
 
     def encode(self, classes: Tensor, integers: Tensor) -> list[Tensor]:
-        """[S, LANES, N] -> for each block, words of 32 bits: the coders' states, then what they need in turn."""
+        """[S, L, N] -> for each block, words of 32 bits: the coders' states, then what they need in turn."""
         starts = (self.frequency.cumsum(1) - self.frequency).flatten()
         state = torch.full(classes.shape[1:], LOWEST)
         words, moved = [], []
@@ -693,11 +845,11 @@ class Lattice(nn.Module):
         states = torch.cat([state >> 32, state]).int()
         return [torch.cat([states[:, block], words[block]]).long() & 0xFFFFFFFF for block in range(len(counts))]
 
-    def decoder(self, streams: list[Tensor]):
-        """Inverse of `encode`: a function from classes [S * LANES, N] to the integers that come next."""
-        position = torch.tensor([0] + [len(stream) for stream in streams]).cumsum(0)[:-1] + 2 * LANES - 1
-        stream = torch.cat([*streams, torch.zeros(LANES, dtype=torch.long)])
-        high, lower = torch.stack([words[:2 * LANES] for words in streams], 1).split(LANES)
+    def decoder(self, streams: list[Tensor], lanes: int):
+        """Inverse of `encode`: a function from classes [S * L, N] to the integers that come next."""
+        position = torch.tensor([0] + [len(stream) for stream in streams]).cumsum(0)[:-1] + 2 * lanes - 1
+        stream = torch.cat([*streams, torch.zeros(lanes, dtype=torch.long)])
+        high, lower = torch.stack([words[:2 * lanes] for words in streams], 1).split(lanes)
         state = (high << 32) + lower
         frequency = self.frequency.flatten().long()
         start = (self.frequency.cumsum(1) - self.frequency).flatten()
@@ -717,7 +869,7 @@ class Lattice(nn.Module):
             tables = classes - 4 * low << PRECISION
             masks = (1 << low) - 1
             magnitudes, signs = [], []
-            for table, low, mask in zip(tables.split(LANES), low.split(LANES), masks.split(LANES)):
+            for table, low, mask in zip(tables.split(lanes), low.split(lanes), masks.split(lanes)):
                 found = lookup.take((state & (1 << PRECISION) - 1).add_(table))
                 symbol = found & 255
                 state = (state >> PRECISION).mul_(found >> 24).add_(found.bitwise_right_shift_(8).bitwise_and_(0xFFFF))
@@ -747,43 +899,37 @@ class Lattice(nn.Module):
 
     def analyse(self, secret: Tensor, bands: int) -> Tensor:
         """Samples [N, T] -> coefficients [F, M, N], the same on every machine for integers below 2 ** 22."""
-        return lapped(secret.double(), bands, exact=True).float().permute(2, 1, 0).contiguous()
+        return torch.cat([lapped(x.double(), bands, exact=True).float().permute(2, 1, 0) for x in secret.split(FEW)], 2)
 
     def synthesise(self, coefficients: Tensor) -> Tensor:
         """[F, M, N] -> samples [N, T] in float64, the same on every machine for integers below 2 ** 22."""
-        return unlapped(coefficients.double().permute(2, 1, 0), exact=True)
+        return torch.cat([unlapped(x.double().permute(2, 1, 0), exact=True) for x in coefficients.split(FEW, 2)])
 
-    def compress(self, secret: Tensor, bands: int, step: int, shaping: int, lossless: bool) -> tuple[list[Tensor], Tensor]:
-        """A secret [S] as the words of each block, and what `decompress` will make of them."""
+    def compress(self, secret: Tensor, bands: int, step: int, shaping: int, lossless: bool, rotated: bool
+                 ) -> tuple[list[Tensor], Tensor]:
+        """A secret [S, C] as the words of each block, and what `decompress` will make of them."""
         frames, blocks = self.shape_of(len(secret), bands)
+        turn = _rotate if rotated else lambda x: x
+        padded = _blocks(secret, frames * bands, blocks)
+        classes, integers, decoded = self.quantise(self.analyse(turn(padded), bands), step, shaping)
+        if lossless:
+            exact = turn(self.synthesise(self.order(integers, frames, bands))).round()
+            rest = (padded.double() - exact).int().T.reshape(-1, bands // 8, len(padded))
+            classes = torch.cat([classes, torch.full_like(rest, RESIDUAL, dtype=torch.uint8)])
+            return self.encode(classes, torch.cat([integers, rest])), secret.double()
+        decoded = turn(self.synthesise(decoded)).reshape(secret.shape[1], -1)[:, :len(secret)].T
+        return self.encode(classes, integers), decoded
 
-        def work(piece):
-            classes, integers, decoded = self.quantise(self.analyse(piece, bands), step, shaping)
-            if lossless:
-                exact = self.synthesise(self.order(integers, frames, bands)).round()
-                rest = (piece.double() - exact).int().T.reshape(-1, LANES, len(piece))
-                classes = torch.cat([classes, torch.full_like(rest, RESIDUAL, dtype=torch.uint8)])
-                return self.encode(classes, torch.cat([integers, rest])), piece
-            return self.encode(classes, integers), self.synthesise(decoded)
-
-        padded = functional.pad(secret, (0, frames * blocks * bands - len(secret))).view(blocks, -1)
-        parts = _in_threads(work, padded.split(_share(blocks)))
-        decoded = torch.cat([part for _, part in parts]).flatten()[:len(secret)]
-        return [stream for part, _ in parts for stream in part], decoded.to(secret)
-
-    def decompress(self, streams: list[Tensor | None], length: int, bands: int, step: int, shaping: int, lossless: bool) -> Tensor:
-        """Inverse of `compress`: samples [length] in float64. A block without a stream comes out silent, with a warning;
-        ValueError if all are."""
+    def decompress(self, streams: list[Tensor | None], length: int, channels: int, bands: int, step: int, shaping: int,
+                   lossless: bool, rotated: bool) -> Tensor:
+        """Inverse of `compress`: [S, C] in float64. A block without a stream comes out silent."""
         frames, blocks = self.shape_of(length, bands)
+        secret = torch.zeros(channels * blocks, frames * bands, dtype=torch.float64)
         good = [block for block, stream in enumerate(streams) if stream is not None]
-        if not good:
-            raise ValueError("the secret was changed or cut off")
-        if len(good) < blocks:
-            warnings.warn(f"{blocks - len(good)} of {blocks} blocks of the secret were changed or cut off, and are silent")
-
-        def work(part):
-            decode = self.decoder([streams[block] for block in part])
-            coefficients = torch.empty(frames, bands, len(part))
+        rest = 0
+        if good:
+            decode = self.decoder([streams[block] for block in good], bands // 8)
+            coefficients = torch.empty(frames, bands, len(good))
 
             def code(frame, group, classes, unit):
                 start, spacing = GROUPS[group]
@@ -792,32 +938,29 @@ class Lattice(nn.Module):
                 coefficients[frame, start::spacing] = value * (unit * 2 ** (step / 64))
                 return integers
 
-            self.walk(frames, bands, len(part), step, shaping, code)
-            samples = self.synthesise(coefficients)
-            if lossless:
-                samples = samples.round() + decode(torch.full((frames * bands, len(part)), RESIDUAL)).T
-            return samples
+            self.walk(frames, bands, len(good), step, shaping, code)
+            secret[good] = self.synthesise(coefficients)
+            rest = decode(torch.full((frames * bands, len(good)), RESIDUAL)).T if lossless else 0
+        secret = _rotate(secret) if rotated else secret
+        if lossless:
+            secret = secret.round_()
+            secret[good] += rest
+        return secret.view(channels, -1)[:, :length].T
 
-        secret = torch.zeros(blocks, frames * bands, dtype=torch.float64)
-        share = _share(len(good))
-        parts = [good[i:i + share] for i in range(0, len(good), share)]
-        for part, samples in zip(parts, _in_threads(work, parts)):
-            secret[part] = samples
-        return secret.flatten()[:length]
-
-    def fit(self, secret: Tensor, bands: int, ends: list[int], shaping: int | None) -> tuple[Tensor, Tensor, dict]:
-        """The finest form of a secret [S] that fits in segments with room for ends[i + 1] - ends[i] words: the words,
-        [ends[-1]], what will come out of them, and what `decompress` needs besides. Without a given shaping, steps follow
-        the signal the more, the fewer bits there are."""
+    def fit(self, secret: Tensor, bands: int, words: int, shaping: int | None) -> tuple[dict, list[Tensor], Tensor]:
+        """The finest form of a secret [S, C] that fits, with its table, into this number of words: what `compress` was
+        told, and what it gave. Without a given shaping, steps follow the signal the more, the fewer bits there are. Raises
+        ValueError if there is no room."""
         frames, blocks = self.shape_of(len(secret), bands)
-        total = frames * blocks * bands
-        # less the table, the coders' ends of 48 bits, and half a segment a block
-        room = ends[-1] - blocks * (3 + 3 * LANES // 2) - (blocks + 1) * ends[-1] / max(1, len(ends) - 1) / 2
-        budget = 32 * room / total  # bits a coefficient
+        rotated = _correlated(secret)
+        padded = _blocks(secret, frames * bands, blocks)
+        padded = _rotate(padded) if rotated else padded
+        blocks, total = len(padded), padded.numel()
+        room = words - 1 - 3 * blocks
+        budget = 32 * (room - blocks * 3 * bands // 16) / total  # bits a coefficient; the coders' ends take 48 bits each
         budget *= 1 if blocks <= PROBE else 0.992  # a margin for what is not probed
         if shaping is None:
-            shaping = round(256 * min(0.8, max(0.0, 1.1 - 0.15 * budget)))
-        padded = functional.pad(secret, (0, total - len(secret))).view(blocks, -1)
+            shaping = round(256 * min(0.6, max(0.0, 1.12 - 0.19 * budget)))
         hops = padded.view(-1, bands)
         thin = torch.arange(0, len(hops) - 1, math.ceil(len(hops) / 2048))
         thin = torch.cat([hops[thin], hops[thin + 1]], 1) @ lapped_basis(bands, hops.dtype, hops.device)
@@ -843,111 +986,136 @@ class Lattice(nn.Module):
             function = torch.linalg.lstsq(features(probe, step).flatten(0, 1), costs.flatten()[:, None]).solution[:, 0]
             last = step
         if step < 0 and torch.equal(secret, secret.round()):
-            streams, decoded = self.compress(secret, bands, 0, 0, True)
-            words = _place(streams, ends)
-            if words is not None:
-                return words, decoded, dict(step=0, shaping=0, lossless=True)
+            mode = dict(step=0, shaping=0, lossless=True, rotated=rotated)
+            streams, decoded = self.compress(secret, bands, **mode)
+            if sum(map(len, streams)) <= room:
+                return mode, streams, decoded
         while True:
-            streams, decoded = self.compress(secret, bands, step, shaping, False)
-            words = _place(streams, ends)
-            if words is not None:
-                return words, decoded, dict(step=step, shaping=shaping, lossless=False)
+            mode = dict(step=step, shaping=shaping, lossless=False, rotated=rotated)
+            streams, decoded = self.compress(secret, bands, **mode)
+            if sum(map(len, streams)) <= room:
+                return mode, streams, decoded
             if step == highest:
                 raise ValueError("the cover is too short for this secret")
             step = min(highest, step + 1 + max(0, round(80 * 32 * (sum(map(len, streams)) - room) / total)))
 
-    @torch.no_grad()
-    def hide(self, cover: Tensor, secret: Tensor, snr: float = STEGO_SNR, shaping: float | None = None,
-             sample_rate: int | None = None, depth: int = 16, masking: float = MASKING) -> tuple[Tensor, Tensor]:
-        """Hide a secret in a cover.
+    # ------------------------------------------------ a secret in samples
 
-        Args:
-            cover: float waveform [T] in [-1, 1), which will be rounded to `depth` bits.
-            secret: float waveform [S] in [-1, 1), S of about T at most.
-            snr: of the stego, in dB. The secret gets all the quality that this leaves it. One bit a sample is the least:
-                a very quiet cover is changed more.
-            shaping: how much the secret's steps follow its envelope, 0 (for its SNR) to 1 (for the ear); None chooses by
-                the bits there are.
-            sample_rate: of both in Hz; None is config.sample_rate. It sets the width of a band, and is not stored.
-            depth: bits of the samples, which must reach `reveal` unchanged.
-            masking: the stego's noise power follows this power of the cover's, in segments of 512 samples: 0 is white, for
-                the secret's SNR, 1 everywhere as far below the cover.
-        Returns:
-            stego [T], on the grid of `depth` bits and never clipped.
-            r [T + S]: stego - cover, then what quantisation took from the secret.
-            The lowest bits of the first samples hold a header: magic, shaping, mode, bands, step, samples of the secret,
-            model, and a checksum. Then come the segments, of which the first hold a table of the blocks.
-        Raises:
-            ValueError: tensors that are not float [T], a cover too short for the secret.
-        """
-        _check("cover", cover)
-        _check("secret", secret)
-        if cover.dim() > 1 or secret.dim() > 1:
-            raise ValueError("cover and secret must be tensors [T]")
-        limit = 1 << depth - 1
-        cover = (cover.float() * limit).round_().clamp_(-limit, limit - 1)
-        power = sum(part.double().square().sum().item() for part in cover.split(CHUNK)) / len(cover)
-        cover = cover.int()
+    def header(self, samples: int, length: int, channels: int = 1, sample_rate: int | None = None) -> Header:
+        """Of a stego of `samples` in all channels together, with a secret [channels, length]."""
         bands = self.config.bands * (sample_rate or self.config.sample_rate) / self.config.sample_rate
-        bands = 128 * max(1, round(bands / 128))
-        count = max(0, len(cover) - HEADER_SAMPLES) // SEGMENT
+        return Header(samples, length, self.fingerprint(), 128 * max(1, round(bands / 128)), channels)
+
+    @torch.no_grad()
+    def hide_part(self, header: Header, cipher: Cipher, part: Part, cover: Tensor, secret: Tensor, codes: Tensor,
+                  shaping: float | None = None, depth: int = 16) -> tuple[Tensor, Tensor]:
+        """Hide a part of a secret, in units of 16-bit PCM [S, C], in its part of the cover, integers of `depth` bits [n],
+        in cells of the widths that `choose_widths` gave for all segments. -> stego, like cover; what `reveal_part` will
+        give. Raises ValueError if there is no room."""
         stego = cover.clone()
-        segments, changed = (x[HEADER_SAMPLES:][:count * SEGMENT].view(-1, SEGMENT) for x in (cover, stego))
-        codes = _choose_widths(segments, power / 10 ** (snr / 10), masking, depth)
+        if not len(secret):
+            return stego, secret.double()
+        segments, changed, codes = cover.view(-1, SEGMENT), stego.view(-1, SEGMENT), codes[part.segments]
         ends = _ends(codes)
-        words, decoded, mode = self.fit(secret * 32768, bands, ends.tolist(), None if shaping is None else round(256 * shaping))
-        header = HEADER.pack(MAGIC, mode["shaping"], mode["lossless"], bands, mode["step"], len(secret), self.fingerprint())
-        header = torch.tensor(list(header + zlib.crc32(header).to_bytes(4, "big")))
-        bits = (header[:, None] >> torch.arange(8) & 1).flatten()
-        stego[:HEADER_SAMPLES] = self.coupling(cover[:HEADER_SAMPLES], bits, 2, limit)[0]
-        used = int(torch.searchsorted(ends, len(words)))
-        bits = codes[:used, None] >> torch.arange(CODES) & 1
-        changed[:used, :CODES] = self.coupling(segments[:used, :CODES], bits, 2, limit)[0]
+        shaping = None if shaping is None else round(256 * shaping)
+        mode, streams, decoded = self.fit(secret, header.bands, int(ends[-1]), shaping)
+        words = _place(mode, streams, ends.tolist(), cipher, part)
+        used, limit = int(torch.searchsorted(ends, len(words))), 1 << depth - 1
+        bits = _codes(cipher, part, codes)[:used, None] >> 2 * torch.arange(CODES) & 3
+        changed[:used, :CODES] = self.coupling(segments[:used, :CODES], bits, 4, limit)[0]
         for code, chosen in _alike(codes[:used]):
             places = (ends[chosen, None] + torch.arange(_room(WIDTHS[code]))).clamp(max=len(words) - 1)
             digits = _digits(words[places], WIDTHS[code])
             cells = chosen[:, None], torch.arange(CODES, CODES + digits.shape[1])
             changed[cells] = self.coupling(segments[cells], digits, WIDTHS[code], limit)[0]
-        r = torch.cat([cover.neg_().add_(stego) / limit, decoded.div_(-32768).add_(secret)])
-        return stego / limit, r
+        return stego, decoded
 
     @torch.no_grad()
-    def reveal(self, stego: Tensor, z: Tensor | None = None, depth: int = 16) -> tuple[Tensor, Tensor]:
-        """Reveal what `hide` hid in the samples [T], on the grid of `depth` bits.
-
-        Returns cover [T] and secret [S]: exactly with r in the place of z; without it the cover is the stego itself.
-        Blocks in which a sample has been changed are silent, with a warning.
-        Raises ValueError where there is no intact header or block, or the header of another model.
-        """
-        _check("stego", stego)
-        limit = 1 << depth - 1
-        samples = (stego.float() * limit).round_().int()
-        bits = samples[:HEADER_SAMPLES] & 1
-        header = bytes((functional.pad(bits, (0, HEADER_SAMPLES - len(bits))).view(-1, 8) << torch.arange(8)).sum(1).tolist())
-        magic, shaping, lossless, bands, step, length, model = HEADER.unpack(header[:-4])
-        if magic != MAGIC or zlib.crc32(header[:-4]).to_bytes(4, "big") != header[-4:]:
-            raise ValueError("there is no secret, or it was damaged")
-        if model != self.fingerprint():
-            raise ValueError("the secret was hidden with another model")
-        if bands % 128 or not 0 < bands <= 8192:
-            raise ValueError("the header makes no sense")
-        segments = samples[HEADER_SAMPLES:][:(len(samples) - HEADER_SAMPLES) // SEGMENT * SEGMENT].view(-1, SEGMENT)
-        codes = ((segments[:, :CODES] & 1) << torch.arange(CODES)).sum(1)
+    def reveal_part(self, header: Header, cipher: Cipher, part: Part, stego: Tensor) -> tuple[Tensor, int, int]:
+        """Inverse of `hide_part`: -> the part of the secret, in units of 16-bit PCM [S, C], float64, in which what was
+        damaged is silent; the number of its blocks, and of damaged ones."""
+        length = part.secret.stop - part.secret.start
+        if not length:
+            return torch.zeros(0, header.channels, dtype=torch.float64), 0, 0
+        segments = stego.view(-1, SEGMENT)
+        codes = _codes(cipher, part, ((segments[:, :CODES] & 3) << 2 * torch.arange(CODES)).sum(1))
         ends = _ends(codes)
         words = torch.zeros(int(ends[-1]), dtype=torch.long)
         for code, chosen in _alike(codes):
             symbols = self.coupling.inverse(segments[chosen, CODES:], 0, WIDTHS[code])[1]
             words[ends[chosen, None] + torch.arange(_room(WIDTHS[code]))] = _words(symbols, WIDTHS[code])
-        streams = _find(words, ends.tolist(), self.shape_of(length, bands)[1])
-        secret = self.decompress(streams, length, bands, step, shaping, bool(lossless))
-        secret = (secret / 32768).to(stego.dtype)
-        return (stego, secret) if z is None else (stego - z[:len(stego)], secret + z[len(stego):])
+        blocks = header.channels * self.shape_of(length, header.bands)[1]
+        mode, streams = _find(words, ends.tolist(), cipher, part, blocks, header.bands // 4)
+        return self.decompress(streams, length, header.channels, header.bands, **mode), blocks, streams.count(None)
+
+    def hide(self, cover: Tensor, secret: Tensor, snr: float = STEGO_SNR, shaping: float | None = None,
+             sample_rate: int | None = None, depth: int = 16, masking: float = MASKING, key: str | bytes | None = None
+             ) -> tuple[Tensor, Tensor]:
+        """Hide a secret in a cover.
+
+        Args:
+            cover: float waveform [T], or [2, T] of two channels, in [-1, 1), which will be rounded to `depth` bits.
+            secret: float waveform [S] or [2, S] in [-1, 1), no longer than the cover.
+            snr: of the stego, in dB. The secret gets all the quality that this leaves it. One bit a sample is the least:
+                a very quiet cover is changed more.
+            shaping: how much the secret's steps follow its envelope, 0 (for its SNR) to 1 (for the ear); None chooses by
+                the bits there are.
+            sample_rate: of both in Hz; None is config.sample_rate. It sets the width of a band, and is not stored.
+            depth: bits of the samples, 16 to 24, which must reach `reveal` unchanged.
+            masking: the stego's noise power follows this power of the cover's, in segments of 512 samples: 0 is white, for
+                the secret's SNR, 1 everywhere as far below the cover.
+            key: a passphrase that `reveal` will need.
+        Returns:
+            stego like cover, on the grid of `depth` bits and never clipped.
+            r, flat: stego - cover, then what quantisation took from the secret.
+        Raises:
+            ValueError: tensors of other shapes, a cover too short for the secret.
+        """
+        cover, secret = _check_channels("cover", cover), _check_channels("secret", secret)
+        if secret.shape[-1] > cover.shape[-1]:
+            raise ValueError("the secret is longer than the cover")
+        limit = 1 << depth - 1
+        samples = (cover.float() * limit).round_().clamp_(-limit, limit - 1).int().movedim(-1, 0).flatten()
+        pieces = 32768 * secret.float().movedim(-1, 0).reshape(secret.shape[-1], -1)
+        header, cipher = self.header(len(samples), len(pieces), pieces.shape[1], sample_rate), Cipher(key)
+        if len(samples) < HEADER_SAMPLES + SEAL_SAMPLES + SEGMENT:
+            raise ValueError("the cover is too short for any secret")
+        error = samples.double().square().mean().item() / 10 ** (snr / 10)
+        codes = choose_widths(segment_powers(samples[HEADER_SAMPLES:-SEAL_SAMPLES]), error, masking, depth)
+        stego, decoded = samples.clone(), torch.zeros(pieces.shape, dtype=torch.float64)
+        for part in header.parts():
+            stego[part.samples], decoded[part.secret] = self.hide_part(
+                header, cipher, part, samples[part.samples], pieces[part.secret], codes, shaping, depth)
+        header.write(stego, cipher)
+        r = torch.cat([(stego - samples) / limit, ((pieces - decoded) / 32768).flatten().to(cover.dtype)])
+        return _like(stego / limit, cover), r
+
+    def reveal(self, stego: Tensor, z: Tensor | None = None, depth: int = 16, key: str | bytes | None = None,
+               force: bool = False) -> tuple[Tensor, Tensor]:
+        """Reveal what `hide` hid in the samples [T] or [2, T], on the grid of `depth` bits.
+
+        Returns cover, like stego, and secret, [S] or [2, S]: exactly with r in the place of z; without it the cover is the
+        stego itself. With `force`, what is left of a changed or shortened stego: damaged blocks are silent, with a warning.
+        Raises NoSecret, also with a wrong key; OtherModel; and Damaged, with `force` only if nothing is left.
+        """
+        limit = 1 << depth - 1
+        samples = (_check_channels("stego", stego).float() * limit).round_().int().movedim(-1, 0).flatten()
+        header, cipher = Header.read(samples, key, self.fingerprint())
+        if not force:
+            header.verify(len(samples), header.seal(samples, cipher), samples[-SEAL_SAMPLES:])
+        samples = functional.pad(samples, (0, header.samples - len(samples)))
+        found = [self.reveal_part(header, cipher, part, samples[part.samples]) for part in header.parts()]
+        report_damage(sum(blocks for _, blocks, _ in found), sum(lost for *_, lost in found))
+        secret = (torch.cat([piece for piece, *_ in found]) / 32768).to(stego.dtype)
+        if z is not None:
+            stego, secret = stego - _like(z[:stego.numel()], stego), secret + z[stego.numel():].view(secret.shape)
+        return stego, secret[:, 0] if header.channels == 1 else secret.T
 
     def fingerprint(self) -> int:
         """A checksum of all that decoding depends on."""
         band = torch.arange(self.config.bands)
-        integers = [value.flatten() for net in self.scales for step in (0, 1) for value in net.integers(band, step)]
-        return _checksum(torch.cat([*integers, self.level, self.frequency.flatten()]))
+        integers = [value.int() for net in self.scales for step in (0, 1) for value in net.integers(band, step)]
+        return fingerprint([x.flatten() for x in [*integers, self.level, self.frequency]])
 
     save = WavINN.save
 
@@ -958,50 +1126,71 @@ def _context(group: int) -> list[tuple[int, int]]:
     return past + [(0, band) for band in PRESENT[group]]
 
 
-def _share(blocks: int) -> int:
-    """Blocks that a thread works on at a time."""
-    return max(1, min(BATCH, math.ceil(blocks / THREADS)))
-
-
-def _in_threads(work, parts) -> list:
-    """work(part) for all parts, in the order of the parts. torch works outside of Python's lock."""
-    @torch.no_grad()
-    def alone(part):
-        torch.set_num_threads(1)  # its tensors are small
-        return work(part)
-
-    threads = torch.get_num_threads()
-    try:
-        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-            return list(pool.map(alone, parts))
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _low_bits(classes: Tensor) -> Tensor:
     return ((classes - SHAPES >> 2) + 1).clamp(min=0)
 
 
-def _checksum(words: Tensor) -> int:
-    words = words.long().to(torch.int32).contiguous()
-    return zlib.crc32(ctypes.string_at(words.data_ptr(), 4 * len(words)))
+def _like(x: Tensor, other: Tensor) -> Tensor:
+    """Interleaved samples [n] in the shape of [T] or [2, T]."""
+    return x.view(-1, other.numel() // other.shape[-1]).T.reshape(other.shape).to(other.dtype)
 
 
-def _choose_widths(segments: Tensor, error: float, masking: float, depth: int) -> Tensor:
-    """Codes of the widths of cells in segments [N, SEGMENT] of a cover, so that the mean error has a power of `error`."""
-    level = [part.double().square().mean(1) for part in segments.split(CHUNK // SEGMENT)]
-    level = torch.cat([torch.empty(0, dtype=torch.float64), *level]).add(1) ** masking
+def _blocks(secret: Tensor, size: int, count: int) -> Tensor:
+    """[S, C] -> blocks, one channel after the other, [C * count, size], the last of each filled up with zeros."""
+    return functional.pad(secret.T, (0, size * count - len(secret))).reshape(-1, size)
+
+
+def _rotate(blocks: Tensor) -> Tensor:
+    """Left and right to middle and side, and back: orthonormal, its own inverse. [2 N, T] -> same."""
+    left, right = blocks.chunk(2)
+    return torch.cat([left + right, left - right]) * 0.5 ** 0.5
+
+
+def _correlated(secret: Tensor) -> bool:
+    """Whether middle and side of a secret [S, 2] take fewer bits than left and right."""
+    if secret.shape[1] != 2:
+        return False
+    left, right = secret.double().unbind(1)
+    middle, side, left, right = (x.square().mean() + 1 for x in ((left + right) * 0.5 ** 0.5, (left - right) * 0.5 ** 0.5, left, right))
+    return bool(middle * side < left * right)
+
+
+def report_damage(blocks: int, lost: int):
+    """Warn that `lost` of `blocks` are silent; raise Damaged if all are."""
+    if blocks == lost:
+        raise Damaged("the secret was changed or cut off")
+    if lost:
+        warnings.warn(f"{lost} of {blocks} blocks of the secret were changed or cut off, and are silent")
+
+
+def segment_powers(samples: Tensor) -> Tensor:
+    """Mean square of each segment of a cover [n], integers, that is between its header and its seal."""
+    samples = samples[:len(samples) // SEGMENT * SEGMENT]
+    return torch.cat([part.view(-1, SEGMENT).double().square().mean(1) for part in samples.split(CHUNK)])
+
+
+def choose_widths(powers: Tensor, error: float, masking: float, depth: int) -> Tensor:
+    """Codes of the widths of cells in the segments of a cover, from `segment_powers`, so that the mean error has a power of
+    `error`."""
+    level = (powers + 1) ** masking
     cost = torch.tensor([(width ** 2 + (2 if width % 2 == 0 else -1)) / 12 for width in WIDTHS], dtype=torch.float64)
     widest = min(len(WIDTHS) - 1, 4 * depth - 12)
+    dither = torch.arange(len(level), dtype=torch.float64) * 0.6180339887498949 % 1  # spreads out what rounding takes
 
     def codes(exponent):  # for errors of level * 2 ** exponent
-        return (2 * torch.log2(1 + 12 * level * 2 ** exponent) - 4).round().clamp(0, widest).long()
+        return (2 * torch.log2(12 * level * 2 ** exponent) - 4 + dither).floor().clamp(0, widest).long()
 
     low, high = -60.0, 60.0
-    for _ in range(50):
+    for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if len(level) and cost[codes(middle)].mean() <= error else (low, middle)
+        low, high = (middle, high) if cost[codes(middle)].mean() <= error else (low, middle)
     return codes(low)
+
+
+def _codes(cipher: Cipher, part: Part, codes: Tensor) -> Tensor:
+    """Encipher the codes of a part's segments, or decipher them."""
+    stream = cipher.stream(b"widths %d\0" % part.index, len(codes))
+    return codes ^ torch.tensor([byte & (1 << 2 * CODES) - 1 for byte in stream])
 
 
 def _ends(codes: Tensor) -> Tensor:
@@ -1016,29 +1205,38 @@ def _alike(codes: Tensor):
             yield code, chosen
 
 
-def _place(streams: list[Tensor], ends: list[int]) -> Tensor | None:
-    """The words of a table of the blocks (segment, words, checksum), and of the blocks, each from the start of a segment,
-    so that damage to one does not move the next; None if there is no room."""
-    table, words, filled = [], [], 3 * len(streams)
+def _checksum(words: Tensor, start: int) -> int:
+    return zlib.crc32(raw(words), start)
+
+
+def _place(mode: dict, streams: list[Tensor], ends: list[int], cipher: Cipher, part: Part) -> Tensor:
+    """The words of a part, enciphered: a mode, a table of the blocks, and the blocks. The table tells of each block its
+    first segment and its first word there, so that damage to one block does not move the next; its number of words; and
+    their checksum, with the mode."""
+    first = mode["step"] + 2048 | mode["shaping"] << 16 | mode["lossless"] << 30 | mode["rotated"] << 31
+    table, filled = [first], 1 + 3 * len(streams)
     for stream in streams:
-        segment = bisect.bisect_left(ends, filled)
-        if segment >= len(ends) or ends[segment] + len(stream) > ends[-1]:
-            return None
-        table += [segment, len(stream), _checksum(stream)]
-        words += [torch.zeros(ends[segment] - filled, dtype=torch.long), stream]
-        filled = ends[segment] + len(stream)
-    return torch.cat([torch.tensor(table), *words])
+        segment = bisect.bisect(ends, filled) - 1
+        table += [segment << 12 | filled - ends[segment], len(stream), _checksum(stream, first)]
+        filled += len(stream)
+    pieces = [torch.tensor(table), *streams]
+    return torch.cat([piece ^ cipher.words(b"words %d %d\0" % (part.index, i), len(piece)) for i, piece in enumerate(pieces)])
 
 
-def _find(words: Tensor, ends: list[int], blocks: int) -> list[Tensor | None]:
-    """Inverse of `_place`: the words of each block, or None where they were changed or cut off."""
-    if len(words) < 3 * blocks:
-        raise ValueError("the secret was cut off")
+def _find(words: Tensor, ends: list[int], cipher: Cipher, part: Part, blocks: int, least: int
+          ) -> tuple[dict, list[Tensor | None]]:
+    """Inverse of `_place`: the mode, and the words of each block, `least` at least, or None where they were changed."""
+    size = 1 + 3 * blocks
+    table = functional.pad(words[:size], (0, max(0, size - len(words)))) ^ cipher.words(b"words %d 0\0" % part.index, size)
+    first, *table = table.tolist()
     streams = []
-    for segment, count, check in words[:3 * blocks].view(blocks, 3).tolist():
-        stream = words[ends[segment]:ends[segment] + count] if segment < len(ends) else words[:0]
-        streams.append(stream if len(stream) >= 2 * LANES and _checksum(stream) == check else None)
-    return streams
+    for i, (place, count, check) in enumerate(zip(table[::3], table[1::3], table[2::3])):
+        start = ends[min(place >> 12, len(ends) - 1)] + (place & 0xFFF)
+        stream = words[start:start + count]
+        stream = stream ^ cipher.words(b"words %d %d\0" % (part.index, i + 1), len(stream))
+        streams.append(stream if len(stream) >= least and _checksum(stream, first) == check else None)
+    return dict(step=(first & 0xFFFF) - 2048, shaping=first >> 16 & 0x3FFF, lossless=bool(first >> 30 & 1),
+                rotated=bool(first >> 31)), streams
 
 
 @functools.lru_cache
@@ -1161,6 +1359,13 @@ def _permute(x: Tensor, key: int | str | bytes, sample_rate: int, invert: bool) 
 
 def _batch(x: Tensor) -> Tensor:
     return x if x.dim() == 2 else x[None]
+
+
+def _check_channels(name: str, x: Tensor) -> Tensor:
+    _check(name, x)
+    if x.dim() > 1 and len(x) != 2:
+        raise ValueError(f"{name} must be a tensor [T], or [2, T] of two channels")
+    return x
 
 
 def _check(name: str, x: Tensor):
