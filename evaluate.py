@@ -518,16 +518,17 @@ def cover_and_stego(method, pairs, rate, folder):
 
 def steganalysis(methods, train_pairs, test_pairs, rate, seed, folder, steps=300):
     """Accuracy and AUC of a Detector trained for each method, as summaries."""
-    rows = []
-    for method in tqdm(methods, desc="detectors", leave=False):
-        train, test = (cover_and_stego(method, pairs, rate, folder) for pairs in (train_pairs, test_pairs))
-        scores = {}
-        if train and test:
-            accuracy, area = detect(train, test, rate, seed, steps)
-            levels = [stego.snr_of(stego.from_pcm(cover), stego.from_pcm(hidden)) for cover, hidden in test]
-            scores = {"stego SNR": mean_interval(levels)[0], "accuracy": accuracy, "AUC": area}
-        rows.append(summary(method.name, method.family, [scores]))
-    return rows
+    def work(i):
+        own = tempfile.mkdtemp(dir=folder)
+        train, test = (cover_and_stego(methods[i], pairs, rate, own) for pairs in (train_pairs, test_pairs))
+        if not (train and test):
+            return {}
+        accuracy, area = detect(train, test, rate, seed, steps)
+        levels = [stego.snr_of(stego.from_pcm(cover), stego.from_pcm(hidden)) for cover, hidden in test]
+        return {"stego SNR": mean_interval(levels)[0], "accuracy": accuracy, "AUC": area}
+
+    found = stego.in_order(work, range(len(methods)), "detector")
+    return [summary(method.name, method.family, [scores]) for method, scores in zip(methods, found)]
 
 
 # ---------------------------------------------------------------- pictures and files

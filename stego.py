@@ -13,8 +13,8 @@ secret to the secret. Length does not matter: both work part by part, on all cor
 
 import argparse
 import collections
-import concurrent.futures
 import contextlib
+import errno
 import gc
 import getpass
 import math
@@ -25,6 +25,7 @@ import signal
 import sys
 import tempfile
 import warnings
+from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from dataclasses import dataclass
 
 gc.disable()  # while torch makes its objects: half a second
@@ -42,7 +43,7 @@ gc.enable()
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 FULL_SCALE = 32768  # of 16-bit PCM: a file's sample n is n / FULL_SCALE in the model
-BLOCK = 1 << 18  # samples that are read at a time
+BLOCK = 1 << 17  # samples that are read at a time
 AFFINE_PIECE = 1 << 20  # samples of each channel that an affine model works on, without those around them
 FORMATS = {".wav": "WAV", ".flac": "FLAC"}  # that keep samples as they are, 16 or 24 bits of them
 
@@ -88,18 +89,20 @@ class Sound:
         return (self.read(i, min(stop, i + size)) for i in range(start, stop, size))
 
 
-def open_audio(path):
+def open_audio(path, name=None):
     """A soundfile.SoundFile to read from. Raises StegoError for what is no usable audio file."""
+    name = name or path
     if not os.path.exists(path):
-        raise StegoError(f"{path} does not exist")
+        raise StegoError(f"{name} does not exist; give a sound file")
     if os.path.isdir(path):
-        raise StegoError(f"{path} is a folder; give a sound file")
+        raise StegoError(f"{name} is a folder; give a sound file")
     try:
         file = soundfile.SoundFile(path)
     except (soundfile.LibsndfileError, OSError) as error:
-        raise StegoError(f"{path} cannot be read as audio ({error}); give a WAV, FLAC, OGG or MP3 file") from error
+        reason = getattr(error, "error_string", error)
+        raise StegoError(f"{name} cannot be read as audio ({reason}); give a WAV, FLAC, OGG or MP3 file") from error
     if not file.frames:
-        raise StegoError(f"{path} has no samples")
+        raise StegoError(f"{name} has no samples; give a file with sound in it")
     return file
 
 
@@ -117,14 +120,16 @@ def read_audio(path, dtype="float32"):
 
 def decode(path, name, folder, depth=None, mono=False, whole=True):
     """The sound file at `path` (named `name` in messages) as a Sound in `folder`, of 24 bits if its samples have more than
-    16 bits and `depth` does not say otherwise. `whole` refuses files that are cut. Raises StegoError."""
-    with open_audio(path) as file, tempfile.NamedTemporaryFile(dir=folder, delete=False) as raw:
+    16 bits and `depth` does not say otherwise. `whole` refuses files that are cut; without it, the file may be a stego, and
+    its depth is what it uses. Raises StegoError."""
+    with open_audio(path, name) as file, tempfile.NamedTemporaryFile(dir=folder, delete=False) as raw:
         if file.channels > 2:
             raise StegoError(f"{name} has {file.channels} channels, and one or two can be used; mix it down first")
         short = file.subtype in ("PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW")
         fine = file.subtype in ("PCM_24", "PCM_32", "FLOAT", "DOUBLE")
         found = Sound(raw.name, file.samplerate, 1 if mono else file.channels, depth=depth or (24 if fine else 16))
         direct, limit, peak = short and found.depth == 16 and found.channels == file.channels, 1 << found.depth - 1, 0
+        used = 0  # bits
         if whole and _cut(path, file):
             raise StegoError(f"{name} is cut: it ends before its header says; get the whole file")
         try:
@@ -141,14 +146,17 @@ def decode(path, name, folder, depth=None, mono=False, whole=True):
                     x = (x * (found.gain * limit)).round().clip(-limit, limit - 1).astype(found.dtype)
                 x.tofile(raw)
                 found.frames += len(x)
+                used |= 0 if whole else int(np.bitwise_or.reduce(x, axis=None))
         except soundfile.LibsndfileError as error:
             raise StegoError(f"{name} cannot be read to its end ({error}); it may be damaged") from error
         except OSError as error:
-            raise StegoError(f"{folder} cannot hold {name} decoded ({error.strerror}); set TMPDIR to a folder with room") from error
+            raise StegoError(f"{folder} cannot hold {name} decoded ({error.strerror or error}); set TMPDIR to a folder with room") from error
         if whole and file.format == "FLAC" and found.frames < file.frames:
             raise StegoError(f"{name} is cut: {found.frames} of {file.frames} samples are left; get the whole file")
     if not found.frames:
-        raise StegoError(f"{name} has no samples")
+        raise StegoError(f"{name} has no samples; give a file with sound in it")
+    if not whole and found.depth == 24 and not used & 255:
+        return decode(path, name, folder, 16, whole=False)
     return found
 
 
@@ -215,9 +223,11 @@ def writing(path, rate, channels, depth=16, seconds=0):
             with soundfile.SoundFile(temporary, "w", rate, channels, f"PCM_{depth}", format=name) as file:
                 def put(samples):
                     samples = np.asarray(samples).reshape(-1, channels)
-                    file.write(samples.astype(np.int16) if depth == 16 else samples.astype(np.int32) << 8)
+                    try:
+                        file.write(samples.astype(np.int16) if depth == 16 else samples.astype(np.int32) << 8)
+                    except AssertionError as error:  # soundfile's way to say that not all was written
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
 
-                put.path = temporary
                 yield put
     except (soundfile.LibsndfileError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
@@ -278,7 +288,7 @@ def in_order(work, tasks, unit=None):
     with progress, contextlib.ExitStack() as stack:
         if workers > 1:
             context = multiprocessing.get_context("fork")
-            pool = stack.enter_context(concurrent.futures.ProcessPoolExecutor(workers, context, _set_up, (work,)))
+            pool = stack.enter_context(ProcessPoolExecutor(workers, context, _set_up, (work,)))
         waiting, todo = collections.deque(), collections.deque(tasks)
         while todo or waiting:
             while todo and len(waiting) < workers:
@@ -287,7 +297,7 @@ def in_order(work, tasks, unit=None):
             first = waiting.popleft()
             try:
                 result = first.result() if workers > 1 else work(first)
-            except concurrent.futures.process.BrokenProcessPool as error:
+            except BrokenProcessPool as error:
                 raise StegoError("a worker process was killed; is there enough memory?") from error
             if workers > 1 and todo:
                 waiting.append(pool.submit(_do, todo.popleft()))
@@ -315,7 +325,7 @@ def load_model(path):
 
 def read_secret(path, name, folder, cover, cover_name):
     """The secret as a Sound of the cover's rate and of its number of channels, or one. Raises StegoError."""
-    with open_audio(path) as file:
+    with open_audio(path, name) as file:
         stereo = file.channels == 2
     secret = decode(path, name, folder, None if not stereo else 16, mono=stereo and cover.channels == 1)
     if stereo and cover.channels == 1:
@@ -426,7 +436,10 @@ def hide_lattice(model, header, cipher, cover, secret, snr, shaping, masking):
     """For each part: stego samples, the energy of what changed in them, and of what is lost of the secret."""
     last = cover.samples - SEAL_SAMPLES
     total = sum(map(energy, cover.pieces()))
-    powers = torch.cat([wavinwav.segment_powers(piece) for piece in cover.pieces(HEADER_SAMPLES, last)])
+    powers = torch.empty((last - HEADER_SAMPLES) // SEGMENT, dtype=torch.float64)  # a list would leave holes in the heap
+    for i, piece in enumerate(cover.pieces(HEADER_SAMPLES, last)):
+        found = wavinwav.segment_powers(piece)
+        powers[i * (BLOCK // SEGMENT):][:len(found)] = found
     codes = wavinwav.choose_widths(powers, total / cover.samples / 10 ** (snr / 10), masking, cover.depth)
 
     def work(part):
@@ -574,18 +587,25 @@ def read_key(args):
     if not args.key:
         return None
     try:
-        key = getpass.getpass("key: ")
-        if args.command == "hide" and getpass.getpass("key, again: ") != key:
-            raise StegoError("the keys differ; type the same one twice")
-    except EOFError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", getpass.GetPassWarning)
+            key = getpass.getpass("key: ")
+            if args.command == "hide" and getpass.getpass("key, again: ") != key:
+                raise StegoError("the keys differ; type the same one twice")
+    except (EOFError, getpass.GetPassWarning) as error:
         raise StegoError("there is nobody to ask for a key; give --key-file") from error
     if not key:
         raise StegoError("the key is empty; type a passphrase")
     return key
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     hiding = commands.add_parser("hide", help="hide a secret in a cover")
     hiding.add_argument("cover", metavar="COVER", help="sound file of any rate, one or two channels; it is never resampled")

@@ -4,13 +4,20 @@ import ast
 import math
 import os
 import re
+import resource
+import runpy
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import traceback
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 import stego
 from test_train import voice
@@ -20,12 +27,47 @@ COVER, SECRET = (os.path.join(HERE, "examples", f"{name}.wav") for name in ("cov
 MODEL, AFFINE = (os.path.join(HERE, f"{name}.pt") for name in ("wavinwav", "wavinwav-affine"))
 
 
-def run(*words, expect=0, cwd=None):
-    done = subprocess.run([sys.executable, os.path.join(HERE, "stego.py"), *map(str, words)], capture_output=True,
-                          text=True, timeout=120, cwd=cwd)
-    assert done.returncode == expect, done.stderr
-    assert "Traceback" not in done.stderr
-    return done
+def command(folder, *words, stdin=b"", largest=None):
+    """`python stego.py WORDS` in a process of its own, in which torch is loaded already: (exit code, stdout, stderr)."""
+    streams = [tempfile.TemporaryFile() for _ in range(3)]
+    streams[0].write(stdin)
+    streams[0].seek(0)
+    pid = os.fork()
+    if not pid:
+        code = 70
+        try:
+            os.setsid()  # no terminal to ask for a key
+            for number, stream in enumerate(streams):
+                os.dup2(stream.fileno(), number)
+            sys.stdin, sys.stdout, sys.stderr = (open(i, "r" if i == 0 else "w", closefd=False) for i in range(3))
+            os.chdir(folder)
+            sys.argv = ["stego.py", *map(str, words)]
+            torch.set_num_threads(1)
+            signal.alarm(60)
+            if largest:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+            runpy.run_path(os.path.join(HERE, "stego.py"), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1 if stop.code else 0
+            if isinstance(stop.code, str):
+                print(stop.code, file=sys.stderr)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            os._exit(code)
+    status = os.waitpid(pid, 0)[1]
+    assert not os.WIFSIGNALED(status), "killed, as after a hang"
+    for stream in streams:
+        stream.seek(0)
+    return os.waitstatus_to_exitcode(status), *(stream.read().decode(errors="replace") for stream in streams[1:])
+
+
+def run(*words, expect=0):
+    code, out, err = command(HERE, *words)
+    assert code == expect and "Traceback" not in err, err
+    return SimpleNamespace(stdout=out, stderr=err)
 
 
 def printed_snrs(text):

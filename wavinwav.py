@@ -985,19 +985,33 @@ class Lattice(nn.Module):
             costs = self.cost(classes, integers).view(len(probe), bands, -1).mean(1).to(function)
             function = torch.linalg.lstsq(features(probe, step).flatten(0, 1), costs.flatten()[:, None]).solution[:, 0]
             last = step
+        def attempt(step, shaping, lossless):
+            mode = dict(step=step, shaping=shaping, lossless=lossless, rotated=rotated)
+            return mode, *self.compress(secret, bands, **mode)
+
+        def size(streams):
+            return sum(map(len, streams))
+
         if step < 0 and torch.equal(secret, secret.round()):
-            mode = dict(step=0, shaping=0, lossless=True, rotated=rotated)
-            streams, decoded = self.compress(secret, bands, **mode)
-            if sum(map(len, streams)) <= room:
-                return mode, streams, decoded
-        while True:
-            mode = dict(step=step, shaping=shaping, lossless=False, rotated=rotated)
-            streams, decoded = self.compress(secret, bands, **mode)
-            if sum(map(len, streams)) <= room:
-                return mode, streams, decoded
-            if step == highest:
-                raise ValueError("the cover is too short for this secret")
-            step = min(highest, step + 1 + max(0, round(80 * 32 * (sum(map(len, streams)) - room) / total)))
+            found = attempt(0, 0, True)
+            if size(found[1]) <= room:
+                return found
+        best = None
+        for _ in range(20):
+            found = attempt(step, shaping, False)
+            bits = 32 * (size(found[1]) - room) / total  # too many, in a coefficient
+            if bits <= 0:
+                best = found
+                if bits > -0.05 * budget or step <= -64:  # full enough
+                    return best
+                step = max(-64, step - max(1, round(-50 * bits)))
+            elif best or step == highest:
+                break
+            else:
+                step = min(highest, step + 1 + round(80 * bits))
+        if not best:
+            raise ValueError("the cover is too short for this secret")
+        return best
 
     # ------------------------------------------------ a secret in samples
 

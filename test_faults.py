@@ -1,0 +1,462 @@
+"""Every mistake gets one line that names the file and the remedy, and leaves nothing behind."""
+
+import io
+import os
+import pickle
+import random
+import re
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torchaudio.functional import resample
+
+import stego
+import wavinwav
+from test_stego import AFFINE, HERE, MODEL, command
+from test_train import voice
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Good files and bad ones."""
+    folder = tmp_path_factory.mktemp("faults")
+
+    def write(name, x, rate=16000, **more):
+        soundfile.write(folder / name, x, rate, **more)
+
+    cover, secret = 0.5 * voice(1, 16000, 1), voice(0.5, 16000, 2)
+    write("cover.wav", cover)
+    write("secret.wav", secret)
+    write("cover2.wav", np.stack([cover, 0.5 * voice(1, 16000, 3)], 1))
+    (folder / "text.wav").write_text("not audio")
+    (folder / "empty.wav").write_bytes(b"")
+    (folder / "random.wav").write_bytes(np.random.default_rng(0).bytes(5000))
+    (folder / "picture.wav").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(1000))
+    (folder / "model.wav").write_bytes(open(MODEL, "rb").read())
+    write("none.wav", np.zeros(0))
+    for name in ("cover", "secret"):
+        (folder / f"cut_{name}.wav").write_bytes((folder / f"{name}.wav").read_bytes()[:9000])
+    (folder / "head.wav").write_bytes((folder / "cover.wav").read_bytes()[:44])
+    write("flac.flac", cover)
+    (folder / "cut.flac").write_bytes((folder / "flac.flac").read_bytes()[:12000])
+    for name, value in (("nan", np.nan), ("inf", np.inf)):
+        x = cover.copy()
+        x[1000] = value
+        write(f"{name}.wav", x, subtype="FLOAT")
+    write("three.wav", np.stack([cover] * 3, 1))
+    write("six.wav", np.stack([secret] * 6, 1))
+    write("tiny.wav", cover[:600])
+    write("small.wav", cover[:800])
+    write("one.wav", cover[:1])
+    write("long.wav", voice(1.5, 16000, 4))
+    write("slow.wav", voice(1.5, 8000, 4), 8000)
+    (folder / "sub").mkdir()
+    (folder / "precious.wav").write_text("precious")
+    (folder / "key").write_text("open sesame\n")
+    (folder / "wrong").write_text("open simsim\n")
+    (folder / "blank").write_text("\n")
+    # models
+    good = open(MODEL, "rb").read()
+    (folder / "cut.pt").write_bytes(good[:10000])
+    (folder / "empty.pt").write_bytes(b"")
+    (folder / "text.pt").write_text("not a model")
+
+    class Code:
+        def __reduce__(self):
+            return os.system, ("touch executed",)
+
+    (folder / "code.pt").write_bytes(pickle.dumps({"wavinwav": 1, "config": Code()}))
+    torch.save({"wavinwav": 1, "config": Code()}, folder / "code2.pt")
+    content = torch.load(MODEL, weights_only=True)
+    torch.save(content | {"wavinwav": 2}, folder / "later.pt")
+    torch.save(content | {"config": content["config"] | {"growth": 8}}, folder / "other_size.pt")
+    torch.save(content | {"config": content["config"] | {"bands": -1}}, folder / "no_bands.pt")
+    torch.save(content | {"config": content["config"] | {"colour": 1}}, folder / "colour.pt")
+    torch.save(content["state_dict"], folder / "weights.pt")
+    # stegos
+    lattice, affine = stego.load_model(MODEL), stego.load_model(AFFINE)
+    for name, cover_name, model, key in (("good", "cover", lattice, None), ("keyed", "cover", lattice, b"open sesame"),
+                                         ("affine", "cover", affine, None), ("stereo", "cover2", lattice, None)):
+        stego.hide(str(folder / f"{cover_name}.wav"), str(folder / "secret.wav"), str(folder / f"{name}.wav"), model, key=key)
+    x = soundfile.read(folder / "good.wav", dtype="int16")[0]
+    two = soundfile.read(folder / "stereo.wav", dtype="int16")[0]
+    for place in (0, 500, 9000, 15990):
+        y = x.copy()
+        y[place] ^= 1
+        write(f"changed{place}.wav", y)
+    write("ends_early.wav", x[:-1])
+    write("begins_late.wav", x[1:])
+    write("appended.wav", np.append(x, x[:5]))
+    write("header_only.wav", x[:200])
+    write("scaled.wav", (0.99 * x).round().astype(np.int16))
+    there_and_back = resample(resample(torch.from_numpy(x / 32768).float(), 4, 3), 3, 4)
+    write("resampled.wav", there_and_back.numpy()[:len(x)])
+    write("coarse.wav", (x / 256).round() / 128)
+    write("doubled.wav", np.stack([x, x], 1))
+    write("triple.wav", np.stack([x, x, x], 1))
+    write("swapped.wav", two[:, ::-1])
+    write("left.wav", two[:, 0])
+    write("as_float.wav", x / 32768 + 1e-5, subtype="FLOAT")
+    (folder / "truncated.wav").write_bytes((folder / "good.wav").read_bytes()[:-5000])
+    if "MP3" in soundfile.available_formats():
+        write("good.mp3", x, format="MP3")
+    else:
+        shutil.copy(folder / "resampled.wav", folder / "good.mp3")
+    return folder
+
+
+GONE = "there is no secret, or the key is another, or the beginning was changed or cut off; give a file as hide wrote it"
+HIDE = "hide", "cover.wav", "secret.wav", "-o", "out.wav"
+
+
+def hiding(cover="cover.wav", secret="secret.wav", *more):
+    return "hide", cover, secret, "-o", "out.wav", *more
+
+
+def revealing(name, *more):
+    return "reveal", name, "-o", "out.wav", *more
+
+
+FAULTS = [
+    (hiding("missing.wav"), "missing.wav does not exist"),
+    (hiding(secret="missing.wav"), "missing.wav does not exist"),
+    (hiding("sub"), "sub is a folder; give a sound file"),
+    (hiding(secret="sub"), "sub is a folder; give a sound file"),
+    (hiding("empty.wav"), "empty.wav cannot be read as audio"),
+    (hiding(secret="empty.wav"), "empty.wav cannot be read as audio"),
+    (hiding("none.wav"), "none.wav has no samples"),
+    (hiding(secret="none.wav"), "none.wav has no samples"),
+    (hiding("head.wav"), "head.wav has no samples"),
+    (hiding("text.wav"), "text.wav cannot be read as audio"),
+    (hiding(secret="text.wav"), "text.wav cannot be read as audio"),
+    (hiding("random.wav"), "random.wav cannot be read as audio"),
+    (hiding("picture.wav"), "picture.wav cannot be read as audio"),
+    (hiding("model.wav"), "model.wav cannot be read as audio"),
+    (hiding("cut_cover.wav"), "cut_cover.wav is cut: it ends before its header says; get the whole file"),
+    (hiding(secret="cut_secret.wav"), "cut_secret.wav is cut"),
+    (hiding("cut.flac"), "cut.flac (is cut|cannot be read)"),
+    (hiding("nan.wav"), "nan.wav has samples that are NaN or infinite; repair or re-export it"),
+    (hiding("inf.wav"), "inf.wav has samples that are NaN or infinite"),
+    (hiding(secret="nan.wav"), "nan.wav has samples that are NaN or infinite"),
+    (hiding(secret="inf.wav"), "inf.wav has samples that are NaN or infinite"),
+    (hiding("three.wav"), "three.wav has 3 channels, and one or two can be used; mix it down first"),
+    (hiding(secret="six.wav"), "six.wav has 6 channels"),
+    (hiding("tiny.wav", "one.wav"), "tiny.wav has 600 samples, too short to hide anything in; a cover needs at least 748"),
+    (hiding("one.wav", "one.wav"), "one.wav has 1 samples, too short"),
+    (hiding("small.wav", "small.wav", "--snr", "90"), "small.wav: the cover is too short for this secret; take a longer cover"),
+    (hiding(secret="long.wav"), r"long.wav lasts 1.500 s, longer than its cover's 1.000 s; cut it, or take a longer cover"),
+    (hiding(secret="slow.wav"), "slow.wav lasts 1.500 s, longer than its cover's"),
+    (hiding("-", "-"), "cover and secret cannot both be the standard input"),
+    (hiding("-"), "- cannot be read as audio"),
+    (("hide", "cover.wav", "secret.wav", "-o", "precious.wav"), "precious.wav exists; give another name, or --overwrite"),
+    (("hide", "cover.wav", "secret.wav", "-o", "nowhere/out.wav"), "nowhere/out.wav cannot be written: there is no such folder"),
+    (("hide", "cover.wav", "secret.wav", "-o", "out.mp3"), "out.mp3: only WAV and FLAC keep every sample as it is; give a name"),
+    (("hide", "cover.wav", "secret.wav", "-o", "out.ogg"), "out.ogg: only WAV and FLAC"),
+    (("hide", "cover.wav", "secret.wav", "-o", "out"), "out: only WAV and FLAC"),
+    (("hide", "cover.wav", "secret.wav", "-o", "sub"), "sub: only WAV and FLAC"),
+    ((*HIDE, "--snr", "nan"), "a stego SNR of nan dB makes no sense; give a number such as 52"),
+    ((*HIDE, "--snr", "inf"), "a stego SNR of inf dB makes no sense"),
+    ((*HIDE, "--snr", "loud"), "argument --snr: invalid float value: 'loud'; see stego.py hide --help"),
+    ((*HIDE, "--shaping", "2"), "--shaping must be from 0 to 1"),
+    ((*HIDE, "--masking", "-1"), "--masking must be from 0 to 1"),
+    ((*HIDE, "--depth", "20"), "argument --depth: invalid choice"),
+    ((*HIDE, "--key", "--key-file", "key"), "not allowed with argument"),
+    ((*HIDE, "--key=open sesame"), "ignored explicit argument|unrecognized|expected"),
+    ((*HIDE, "--key-file", "missing"), "missing cannot be read .* give a file with a passphrase"),
+    ((*HIDE, "--key-file", "sub"), "sub cannot be read .* give a file with a passphrase"),
+    ((*HIDE, "--key-file", "blank"), "blank is empty; write a passphrase into it"),
+    ((*HIDE, "--key"), "there is nobody to ask for a key; give --key-file"),
+    (("hide", "cover.wav", "secret.wav"), "the following arguments are required: -o/--output"),
+    (("hide", "cover.wav", "-o", "out.wav"), "the following arguments are required: SECRET"),
+    ((), "the following arguments are required: command"),
+    (("seek", "cover.wav"), "invalid choice: 'seek'"),
+    ((*HIDE, "--loud"), "unrecognized arguments: --loud"),
+    ((*HIDE, "--model", "missing.pt"), "missing.pt does not exist; give a model with --model"),
+    ((*HIDE, "--model", "sub"), "sub cannot be read .* give a model with --model"),
+    ((*HIDE, "--model", "cover.wav"), "cover.wav is not a WavInWav model, or is damaged; give another one with --model"),
+    ((*HIDE, "--model", "cut.pt"), "cut.pt is not a WavInWav model, or is damaged"),
+    ((*HIDE, "--model", "empty.pt"), "empty.pt is not a WavInWav model, or is damaged"),
+    ((*HIDE, "--model", "text.pt"), "text.pt is not a WavInWav model, or is damaged"),
+    ((*HIDE, "--model", "code.pt"), "code.pt is not a WavInWav model, or is damaged"),
+    ((*HIDE, "--model", "code2.pt"), "code2.pt is not a WavInWav model, or is damaged"),
+    ((*HIDE, "--model", "weights.pt"), "weights.pt is not a WavInWav model of this version"),
+    ((*HIDE, "--model", "later.pt"), "later.pt is not a WavInWav model of this version"),
+    ((*HIDE, "--model", "other_size.pt"), "other_size.pt holds a model that does not fit its own description"),
+    ((*HIDE, "--model", "no_bands.pt"), "no_bands.pt holds a model that does not fit its own description"),
+    ((*HIDE, "--model", "colour.pt"), "colour.pt holds a model that does not fit its own description"),
+    (revealing("missing.wav"), "missing.wav does not exist"),
+    (revealing("sub"), "sub is a folder"),
+    (revealing("text.wav"), "text.wav cannot be read as audio"),
+    (revealing("none.wav"), "none.wav has no samples"),
+    (revealing("one.wav"), "one.wav: " + GONE),
+    (revealing("cover.wav"), "cover.wav: " + GONE),
+    (revealing("cover.wav", "--key-file", "key"), "cover.wav: " + GONE),
+    (revealing("cover2.wav"), "cover2.wav: " + GONE),
+    (revealing("cover.wav", "--model", AFFINE), "cover.wav: " + GONE),
+    (revealing("cover.wav", "--force"), "cover.wav: " + GONE),
+    (revealing("keyed.wav"), "keyed.wav: " + GONE),
+    (revealing("keyed.wav", "--force"), "keyed.wav: " + GONE),
+    (revealing("keyed.wav", "--key-file", "wrong"), "keyed.wav: " + GONE),
+    (revealing("good.wav", "--key-file", "key"), "good.wav: " + GONE),
+    (revealing("affine.wav"), "affine.wav: the secret was hidden with another model; give it with --model"),
+    (revealing("good.wav", "--model", AFFINE), "good.wav: the secret was hidden with another model"),
+    (revealing("changed0.wav"), "changed0.wav: " + GONE),
+    (revealing("changed500.wav"), "changed500.wav: it was changed after it was made; .* reveal what is left with --force"),
+    (revealing("changed9000.wav"), "changed9000.wav: it was changed after it was made"),
+    (revealing("changed15990.wav"), "changed15990.wav: it was changed after it was made"),
+    (revealing("appended.wav"), "appended.wav: it was changed after it was made"),
+    (revealing("ends_early.wav"), "ends_early.wav: it was cut: 15999 of 16000 samples are left"),
+    (revealing("truncated.wav"), "truncated.wav: it was cut: 13500 of 16000 samples are left"),
+    (revealing("begins_late.wav"), "begins_late.wav: " + GONE),
+    (revealing("header_only.wav"), "header_only.wav: it was cut: 200 of 16000 samples are left"),
+    (revealing("header_only.wav", "--force"), "header_only.wav: the secret was changed or cut off; nothing is left of it"),
+    (revealing("scaled.wav"), "scaled.wav: " + GONE),
+    (revealing("resampled.wav"), "resampled.wav: " + GONE),
+    (revealing("good.mp3"), "good.mp3: " + GONE),
+    (revealing("coarse.wav"), "coarse.wav: " + GONE),
+    (revealing("doubled.wav"), "doubled.wav: " + GONE),
+    (revealing("triple.wav"), "triple.wav has 3 channels"),
+    (revealing("swapped.wav"), "swapped.wav: " + GONE),
+    (revealing("left.wav"), "left.wav: " + GONE),
+    (revealing("as_float.wav"), "as_float.wav: " + GONE),
+    (revealing("nan.wav"), "nan.wav has samples that are NaN"),
+    (revealing("-"), "- cannot be read as audio"),
+    (("reveal", "good.wav", "-o", "precious.wav"), "precious.wav exists; give another name, or --overwrite"),
+    (("reveal", "good.wav", "-o", "out.mp3"), "out.mp3: only WAV and FLAC"),
+    (("reveal", "good.wav", "-o", "nowhere/out.wav"), "nowhere/out.wav cannot be written: there is no such folder"),
+]
+
+
+def test_one_line_for_every_fault(folder):
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    temporary = set(os.listdir(tempfile.gettempdir()))
+    assert len({words for words, _ in FAULTS}) >= 100
+    wrong = []
+    for words, expected in FAULTS:
+        code, out, err = command(folder, *words)
+        if not (code in (1, 2) and out == "" and len(err.splitlines()) == 1 and re.match(f"error: .*{expected}", err)):
+            wrong.append((words, code, out, err))
+    assert not wrong, "\n".join(map(str, wrong))
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before, "nothing new, nothing changed"
+    left = set(os.listdir(tempfile.gettempdir())) - temporary
+    assert not [name for name in left if os.path.exists(os.path.join(tempfile.gettempdir(), name, "stego.raw"))]
+
+
+def test_no_room_on_the_disk(folder):
+    """For the decoded cover, or (when all but the last bytes fit) for the stego."""
+    size = (folder / "cover.wav").stat().st_size
+    for largest, expected in ((5000, "cannot hold cover.wav decoded .* set TMPDIR"), (size - 40, "cannot be written|does not hold")):
+        code, out, err = command(folder, *HIDE, largest=largest)
+        assert code == 1 and out == "" and len(err.splitlines()) == 1 and re.search(expected, err), err
+    assert not [path for path in folder.iterdir() if path.name.startswith("out")]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
+def test_no_permission(folder, tmp_path):
+    shutil.copy(folder / "cover.wav", tmp_path / "closed.wav")
+    os.chmod(tmp_path / "closed.wav", 0)
+    (tmp_path / "closed").mkdir(mode=0o500)
+    for words, expected in ((hiding(str(tmp_path / "closed.wav")), "closed.wav cannot be read"),
+                            ((*HIDE[:-1], str(tmp_path / "closed" / "out.wav")), "out.wav cannot be written")):
+        code, out, err = command(folder, *words)
+        assert code == 1 and out == "" and len(err.splitlines()) == 1 and expected in err
+
+
+def test_force_reveals_what_is_left(folder):
+    for name in ("changed15990.wav", "appended.wav"):
+        code, out, err = command(folder, "reveal", name, "-o", "forced.wav", "--force", "--overwrite")
+        assert code == 0 and "0.50 s revealed" in out and err == ""
+        assert soundfile.info(folder / "forced.wav").frames == 8000
+    code, out, _ = command(folder, "reveal", "resampled.wav", "-o", "forced.wav", "--force", "--overwrite", "--model", AFFINE)
+    assert code == 0 and "1.00 s revealed" in out, "an affine model needs no header"
+    os.remove(folder / "forced.wav")
+
+
+def test_killed_while_writing(folder, tmp_path):
+    """Stopped at any moment, the output is whole or not there, and nothing else is left."""
+    x = voice(1, 16000, 5)
+    soundfile.write(tmp_path / "cover.wav", np.tile(x, 200), 16000)
+    soundfile.write(tmp_path / "secret.wav", np.tile(x, 200), 16000)
+    (tmp_path / "tmp").mkdir()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        pid = os.fork()
+        if not pid:
+            os.environ["TMPDIR"] = tempfile.tempdir = str(tmp_path / "tmp")
+            os.dup2(os.open(tmp_path / "err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+            sys.stderr = open(2, "w", closefd=False)
+            torch.set_num_threads(1)
+            sys.argv = ["stego.py", "hide", str(tmp_path / "cover.wav"), str(tmp_path / "secret.wav"), "-o", str(tmp_path / "out.wav")]
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            try:
+                runpy.run_path(os.path.join(HERE, "stego.py"), run_name="__main__")
+            except SystemExit as stop:
+                print(stop.code, file=sys.stderr, flush=True)
+                os._exit(1)
+            except BaseException:
+                traceback.print_exc()
+                sys.stderr.flush()
+                os._exit(70)
+        deadline = time.time() + 60
+        while not os.listdir(tmp_path / "tmp") and time.time() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        os.kill(pid, number)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1, (tmp_path / "err").read_text()
+        assert re.fullmatch(r"error: (stopped|interrupted)\n", (tmp_path / "err").read_text())
+        assert not os.listdir(tmp_path / "tmp")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["cover.wav", "err", "secret.wav", "tmp"]
+
+
+class Hang(BaseException):
+    pass
+
+
+def test_fuzz(folder, tmp_path):
+    """500 random mutations of stego files and of models: each works or is refused, in time, and nothing else."""
+    def hang(*_):
+        raise Hang
+
+    rng, models = random.Random(0), [stego.load_model(MODEL), stego.load_model(AFFINE)]
+    soundfile.write(tmp_path / "short.wav", soundfile.read(folder / "cover.wav")[0][:3000], 16000)
+    soundfile.write(tmp_path / "flac.flac", soundfile.read(folder / "cover.wav")[0][:3000], 16000)
+    sources = []
+    for model in models:
+        for cover, out in (("short.wav", "a.wav"), ("flac.flac", "b.flac")):
+            stego.hide(str(tmp_path / cover), str(folder / "one.wav"), str(tmp_path / out), model, overwrite=True)
+            sources.append((model, os.path.splitext(out)[1], (tmp_path / out).read_bytes()))
+    sources += [(None, ".pt", open(path, "rb").read()) for path in (MODEL, MODEL, AFFINE)]
+    before = signal.signal(signal.SIGALRM, hang)
+    refused = 0
+    try:
+        for i in range(500):
+            model, kind, content = sources[i % len(sources)]
+            data = bytearray(content)
+            for _ in range(rng.choice((1, 1, 2, 10))):
+                place = rng.randrange(min(len(data), rng.choice((16, 64, 1000, len(data)))))
+                what = rng.randrange(4)
+                if what == 0:
+                    data[place] ^= 1 << rng.randrange(8)
+                elif what == 1:
+                    data[place:place + rng.randrange(1, 8)] = rng.randbytes(rng.randrange(8))
+                elif what == 2 and len(data) > 100:
+                    del data[max(50, rng.randrange(len(data))):]
+                else:
+                    data[place:place + 4] = rng.choice((b"\0\0\0\0", b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\x80"))
+            path = tmp_path / f"mutant{kind}"
+            path.write_bytes(data)
+            signal.alarm(20)
+            try:
+                if model is None:
+                    stego.load_model(str(path))
+                else:
+                    stego.reveal(str(path), str(tmp_path / "out.wav"), model, force=bool(i & 8), overwrite=True)
+            except stego.StegoError as error:
+                refused += 1
+                assert len(str(error).splitlines()) == 1 and str(path) in str(error)
+            finally:
+                signal.alarm(0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert refused > 250
+
+
+# ---------------------------------------------------------------- what works
+
+@pytest.mark.parametrize("rate", [8000, 44100, 96000])
+@pytest.mark.parametrize("channels, secret_channels", [(1, 1), (2, 1), (2, 2), (1, 2)])
+def test_any_rate_and_channels(tmp_path, rate, channels, secret_channels, capsys):
+    def sound(n, seed):
+        return np.stack([0.3 * voice(0.3, rate, seed + 10 * c) for c in range(n)], 1)
+
+    soundfile.write(tmp_path / "cover.flac", sound(channels, 1), rate)
+    soundfile.write(tmp_path / "secret.wav", sound(secret_channels, 2), rate)
+    model = stego.load_model(MODEL)
+    paths = [str(tmp_path / name) for name in ("cover.flac", "secret.wav", "stego.flac", "found.wav")]
+    stego_snr, secret_snr = stego.hide(*paths[:3], model)
+    assert stego_snr > 51.4 and secret_snr > 30
+    assert ("mixed to one channel" in capsys.readouterr().err) == (channels < secret_channels)
+    stego.reveal(paths[2], paths[3], model)
+    info = soundfile.info(paths[3])
+    assert (info.samplerate, info.channels, info.frames) == (rate, min(channels, secret_channels), int(0.3 * rate))
+
+
+@pytest.mark.parametrize("subtype, depth", [("PCM_U8", 16), ("PCM_16", 16), ("PCM_24", 24), ("PCM_32", 24), ("FLOAT", 24),
+                                            ("DOUBLE", 24)])
+@pytest.mark.parametrize("model", [MODEL, AFFINE], ids=["lattice", "affine"])
+def test_any_cover(tmp_path, subtype, depth, model):
+    soundfile.write(tmp_path / "cover.wav", voice(0.3, 16000, 1), 16000, subtype=subtype)
+    soundfile.write(tmp_path / "secret.wav", 0.3 * voice(0.3, 16000, 2), 16000)
+    model = stego.load_model(model)
+    paths = [str(tmp_path / name) for name in ("cover.wav", "secret.wav", "stego.wav", "found.wav")]
+    _, secret_snr = stego.hide(*paths[:3], model, snr=41)
+    stego.reveal(paths[2], paths[3], model)
+    assert soundfile.info(paths[2]).subtype == f"PCM_{depth}"
+    secret, found = (soundfile.read(path, dtype="int16")[0] for path in (paths[1], paths[3]))
+    assert abs(stego.snr_of(stego.from_pcm(secret), stego.from_pcm(found)) - secret_snr) < 0.01 or secret_snr == np.inf
+    if depth == 24 and isinstance(model, wavinwav.Lattice):
+        assert np.array_equal(secret, found), "24 bits have room for all of a 16-bit secret"
+        soundfile.write(tmp_path / "wider.wav", soundfile.read(paths[2], dtype="int32")[0], 16000, subtype="PCM_32")
+        stego.reveal(str(tmp_path / "wider.wav"), paths[3], model, overwrite=True)
+
+
+def test_lossy_inputs_floats_beyond_full_scale_and_16_bits_in_24(tmp_path, capsys):
+    model = stego.load_model(MODEL)
+    x = voice(0.5, 16000, 1)
+    soundfile.write(tmp_path / "cover.ogg", x, 16000, format="OGG", subtype="VORBIS")
+    soundfile.write(tmp_path / "secret.wav", 3 * voice(0.4, 16000, 2), 16000, subtype="FLOAT")
+    hidden, found = str(tmp_path / "stego.wav"), str(tmp_path / "found.wav")
+    stego.hide(str(tmp_path / "cover.ogg"), str(tmp_path / "secret.wav"), hidden, model)
+    assert "secret.wav was turned down by" in capsys.readouterr().err
+    soundfile.write(tmp_path / "wide.flac", soundfile.read(hidden, dtype="int32")[0], 16000, subtype="PCM_24", format="FLAC")
+    stego.reveal(hidden, found, model)
+    first = soundfile.read(found)[0]
+    stego.reveal(str(tmp_path / "wide.flac"), found, model, overwrite=True)
+    assert np.array_equal(soundfile.read(found)[0], first), "the same samples in another format"
+
+
+def test_pipes(folder):
+    run = [sys.executable, os.path.join(HERE, "stego.py")]
+    cover, key = str(folder / "cover.wav"), ["--key-file", str(folder / "key")]
+    hidden = subprocess.run([*run, "hide", cover, "-", "-o", "-", *key], input=(folder / "secret.wav").read_bytes(),
+                            capture_output=True, check=True)
+    assert b"stego SNR" in hidden.stderr and hidden.stdout[:4] == b"RIFF"
+    revealed = subprocess.run([*run, "reveal", "-", "-o", "-", *key], input=hidden.stdout, capture_output=True, check=True)
+    assert soundfile.info(io.BytesIO(revealed.stdout)).frames == 8000
+
+
+@pytest.mark.parametrize("model", [MODEL, AFFINE], ids=["lattice", "affine"])
+def test_piece_by_piece_is_the_same_as_in_one(tmp_path, model, monkeypatch):
+    """Files in parts, over processes, and all of it in memory: the same samples. The secret is resampled on the way."""
+    monkeypatch.setattr(wavinwav, "PART", 30)
+    monkeypatch.setattr(stego, "BLOCK", 10 * wavinwav.SEGMENT)
+    x, y = np.stack([voice(4, 16000, 1), 0.5 * voice(4, 16000, 2)], 1) / 2, voice(3.9, 22050, 3)
+    soundfile.write(tmp_path / "cover.wav", x, 16000)
+    soundfile.write(tmp_path / "secret.wav", y, 22050)
+    model = stego.load_model(model)
+    paths = [str(tmp_path / name) for name in ("cover.wav", "secret.wav", "stego.wav", "found.wav")]
+    stego.hide(*paths[:3], model, key="k" if model.config.preset == "lapped" else None)
+    stego.reveal(*paths[2:], model, key="k" if model.config.preset == "lapped" else None)
+    if isinstance(model, wavinwav.Lattice):
+        cover = torch.from_numpy(soundfile.read(paths[0], dtype="float32")[0].T)
+        sound = stego.read_secret(paths[1], paths[1], tmp_path, stego.decode(paths[0], paths[0], tmp_path), paths[0])
+        secret = sound.read() / stego.FULL_SCALE
+        at_once = resample(torch.from_numpy(soundfile.read(paths[1], dtype="float32")[0]), 22050, 16000)
+        assert len(at_once) == len(secret) and (at_once - secret).abs().max() < 1 / stego.FULL_SCALE
+        hidden, _ = model.hide(cover, secret)
+        assert torch.equal(hidden.T, torch.from_numpy(soundfile.read(paths[2], dtype="float32")[0]))
+        found = torch.from_numpy(soundfile.read(paths[3], dtype="float32")[0])
+        assert (model.reveal(hidden)[1] - found).abs().max() < 0.51 / stego.FULL_SCALE, "but for its rounding"
+    else:
+        secret, found = (soundfile.read(path)[0] for path in (paths[1], paths[3]))
+        assert stego.snr_of(resample(torch.from_numpy(secret), 22050, 16000)[:len(found)], torch.from_numpy(found)) > 10
+        with pytest.raises(stego.StegoError, match="key is another"):
+            stego.reveal(*paths[2:], model, overwrite=True)
