@@ -15,8 +15,10 @@ import argparse
 import collections
 import contextlib
 import errno
+import functools
 import gc
 import getpass
+import itertools
 import math
 import multiprocessing
 import os
@@ -26,7 +28,7 @@ import sys
 import tempfile
 import warnings
 from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 gc.disable()  # while torch makes its objects: half a second
 import numpy as np
@@ -36,7 +38,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 import wavinwav
-from wavinwav import HEADER_SAMPLES, SEAL_SAMPLES, SEGMENT, Cipher, Header, Lattice
+from wavinwav import HEADER_SAMPLES, LEAST_SAMPLES, SEAL_SAMPLES, SEGMENT, Cipher, Header, Lattice
 
 gc.freeze()
 gc.enable()
@@ -65,6 +67,7 @@ class Sound:
     frames: int = 0  # samples in each channel
     depth: int = 16  # bits of a sample, 16 or 24
     gain: float = 1.0  # what samples of floating point were turned down by, to lie within full scale
+    scale: float = 1.0  # what `read` turns samples down by
 
     @property
     def dtype(self):
@@ -82,11 +85,16 @@ class Sound:
         """Samples from `start` to `stop`, channels taking turns: an int32 tensor [n]."""
         stop = self.samples if stop is None else min(stop, self.samples)
         x = np.fromfile(self.raw, self.dtype, max(0, stop - start), offset=start * self.dtype.itemsize)
-        return torch.from_numpy(x.astype(np.int32))
+        x = torch.from_numpy(x.astype(np.int32))
+        return x if self.scale == 1 else (x.double() * self.scale).round().int()
 
     def pieces(self, start=0, stop=None, size=BLOCK):
         stop = self.samples if stop is None else stop
         return (self.read(i, min(stop, i + size)) for i in range(start, stop, size))
+
+    @functools.cached_property
+    def energy(self):
+        return sum(map(energy, self.pieces()))
 
 
 def open_audio(path, name=None):
@@ -280,29 +288,25 @@ def _do(task):
     return _work(task)
 
 
+def _in_processes(work, tasks, workers):
+    todo = iter(tasks)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _set_up, (work,)) as pool:
+        waiting = collections.deque(pool.submit(_do, task) for task in itertools.islice(todo, workers))
+        try:
+            while waiting:
+                result = waiting.popleft().result()
+                waiting.extend(pool.submit(_do, task) for task in itertools.islice(todo, 1))
+                yield result
+        except BrokenProcessPool as error:
+            raise StegoError("a worker process was killed; is there enough memory?") from error
+
+
 def in_order(work, tasks, unit=None):
     """work(task) of each task, in their order: each worker process holds one, and the next begins when its result has been
     taken. A bar of tasks, if their unit has a name. Threads would wait for Python's lock."""
-    progress = tqdm(total=len(tasks), unit=unit or "", leave=False, disable=None if unit else True)
     workers = min(len(tasks), os.cpu_count() or 1) if sys.platform == "linux" else 1
-    with progress, contextlib.ExitStack() as stack:
-        if workers > 1:
-            context = multiprocessing.get_context("fork")
-            pool = stack.enter_context(ProcessPoolExecutor(workers, context, _set_up, (work,)))
-        waiting, todo = collections.deque(), collections.deque(tasks)
-        while todo or waiting:
-            while todo and len(waiting) < workers:
-                task = todo.popleft()
-                waiting.append(pool.submit(_do, task) if workers > 1 else task)
-            first = waiting.popleft()
-            try:
-                result = first.result() if workers > 1 else work(first)
-            except BrokenProcessPool as error:
-                raise StegoError("a worker process was killed; is there enough memory?") from error
-            if workers > 1 and todo:
-                waiting.append(pool.submit(_do, todo.popleft()))
-            yield result
-            progress.update()
+    results = _in_processes(work, tasks, workers) if workers > 1 else map(work, tasks)
+    yield from tqdm(results, total=len(tasks), unit=unit or "", leave=False, disable=None if unit else True)
 
 
 def bar(seconds):
@@ -344,13 +348,11 @@ def note_gain(sound, name):
         print(f"note: {name} was turned down by {-20 * math.log10(sound.gain):.2f} dB, to full scale", file=sys.stderr)
 
 
-def seal_of(sound, cipher):
-    """The seal that the samples of a Sound ought to have."""
-    seal = cipher.seal()
-    for piece in sound.pieces(0, sound.samples - SEAL_SAMPLES):
-        seal.update(wavinwav.raw(piece))
-    seal.update(wavinwav.raw(sound.read(sound.samples - SEAL_SAMPLES) & ~3))
-    return seal.digest()
+def verify(sound, header, cipher):
+    """Raises wavinwav.Damaged if a stego is not what was made."""
+    start = sound.samples - SEAL_SAMPLES
+    seal = cipher.seal_of(sound.pieces(0, start), sound.read(start)) if sound.samples == header.samples else b""
+    header.verify(sound.samples, seal, sound.read(max(0, start)))
 
 
 def hide(cover_path, secret_path, stego_path, model, snr=wavinwav.STEGO_SNR, shaping=None, masking=wavinwav.MASKING,
@@ -380,9 +382,9 @@ def hide(cover_path, secret_path, stego_path, model, snr=wavinwav.STEGO_SNR, sha
     check_output(stego_path, overwrite)
     with standard_streams([cover_path, secret_path], stego_path) as ((cover_file, secret_file), stego_file, folder):
         cover = decode(cover_file, cover_path, folder, depth)
-        if cover.samples < HEADER_SAMPLES + SEAL_SAMPLES + SEGMENT:
+        if cover.samples < LEAST_SAMPLES:
             raise StegoError(f"{cover_path} has {cover.samples} samples, too short to hide anything in; "
-                             f"a cover needs at least {HEADER_SAMPLES + SEAL_SAMPLES + SEGMENT}")
+                             f"a cover needs at least {LEAST_SAMPLES}")
         note_gain(cover, cover_path)
         secret = read_secret(secret_file, secret_path, folder, cover, cover_path)
         cipher = Cipher(key)
@@ -417,30 +419,28 @@ def hide(cover_path, secret_path, stego_path, model, snr=wavinwav.STEGO_SNR, sha
             wavinwav.write_bits(tail[-SEAL_SAMPLES:], seal.digest())
             noise += energy(tail - cover.read(done))
             put(tail)
-        signal_energy = sum(map(energy, cover.pieces()))
         found = decode(stego_file, stego_path, folder, cover.depth)
-        ok = found.samples == cover.samples and wavinwav.read_bits(found.read(found.samples - SEAL_SAMPLES)) == seal_of(found, cipher)
-        if not ok:
+        try:
+            verify(found, header, cipher)
+        except wavinwav.Damaged as error:
             os.remove(stego_file)
-            raise StegoError(f"{stego_path} does not hold what was written to it; the disk may be full or damaged")
-        secret_energy = sum(map(energy, secret.pieces()))
+            raise StegoError(f"{stego_path} does not hold what was written to it; the disk may be full or damaged") from error
         if not isinstance(model, Lattice):  # the lattice's decoder is exact: what it makes of these samples is known
             place = 0
             for samples in reveal_affine(model, cipher, found, header):
                 secret_noise += energy(secret.read(place, place + samples.size) - torch.from_numpy(samples.flatten().astype(np.int32)))
                 place += samples.size
-        return decibel(signal_energy, noise), decibel(secret_energy, secret_noise)
+        return decibel(cover.energy, noise), decibel(secret.energy, secret_noise)
 
 
 def hide_lattice(model, header, cipher, cover, secret, snr, shaping, masking):
     """For each part: stego samples, the energy of what changed in them, and of what is lost of the secret."""
     last = cover.samples - SEAL_SAMPLES
-    total = sum(map(energy, cover.pieces()))
     powers = torch.empty((last - HEADER_SAMPLES) // SEGMENT, dtype=torch.float64)  # a list would leave holes in the heap
     for i, piece in enumerate(cover.pieces(HEADER_SAMPLES, last)):
         found = wavinwav.segment_powers(piece)
         powers[i * (BLOCK // SEGMENT):][:len(found)] = found
-    codes = wavinwav.choose_widths(powers, total / cover.samples / 10 ** (snr / 10), masking, cover.depth)
+    codes = wavinwav.choose_widths(powers, cover.energy / cover.samples / 10 ** (snr / 10), masking, cover.depth)
 
     def work(part):
         before = cover.read(part.samples.start, part.samples.stop)
@@ -461,35 +461,30 @@ def hide_affine(model, cipher, cover, secret, cover_name, folder):
     """As `hide_lattice`; also the cover, turned down by as little as it takes for the stego to lie within full scale, and the
     stego, which has neither header nor seal yet."""
     limit = 1 << cover.depth - 1
-    gain, original = 1.0, cover
 
     def work(start):
         stop = min(start + AFFINE_PIECE, cover.frames)
-        x = original.read(start * cover.channels, stop * cover.channels).view(-1, cover.channels).T.double()
-        before = (x * gain).round().clamp(-limit, limit - 1)
+        x = cover.read(start * cover.channels, stop * cover.channels).view(-1, cover.channels).T.float()
         piece = secret.read(start * secret.channels, stop * secret.channels).view(-1, secret.channels).T / FULL_SCALE
         piece = functional.pad(piece, (0, stop - start - piece.shape[1])).expand(cover.channels, -1)
         piece = wavinwav.scramble(piece, segments_key(cipher), cover.rate) if cipher.keyed else piece
-        stego = (model.hide(before.float() / limit, piece.contiguous())[0] * limit).round()
-        peak = max(stego.max().item() / (limit - 1), -stego.min().item() / limit)
-        return (x.int() if peak > 1 else stego.int()).T.numpy(), before.int().T.numpy(), peak
+        stego = (model.hide(x / limit, piece.contiguous())[0] * limit).round()
+        return stego.int().T.numpy(), max(stego.max().item() / (limit - 1), -stego.min().item() / limit)
 
+    found = Sound(os.path.join(folder, "stego.raw"), cover.rate, cover.channels, cover.frames, cover.depth)
     for _ in range(6):
-        with open(os.path.join(folder, "stego.raw"), "wb") as after, open(os.path.join(folder, "cover.raw"), "wb") as turned:
-            highest = 0
-            for stego, before, peak in in_order(work, range(0, cover.frames, AFFINE_PIECE), bar(cover.seconds)):
-                stego.astype(cover.dtype).tofile(after)
-                before.astype(cover.dtype).tofile(turned)
+        highest = 0
+        with open(found.raw, "wb") as raw:
+            for stego, peak in in_order(work, range(0, cover.frames, AFFINE_PIECE), bar(cover.seconds)):
+                stego.astype(cover.dtype).tofile(raw)
                 highest = max(highest, peak)
         if highest <= 1:
             break
-        gain *= 0.9999 / highest
+        cover = replace(cover, scale=cover.scale * 0.9999 / highest)
     else:
         raise StegoError(f"{cover_name} is too loud; turn it down")
-    if gain < 1:
-        print(f"note: {cover_name} was turned down by {-20 * math.log10(gain):.2f} dB, so that nothing clips", file=sys.stderr)
-    cover = Sound(os.path.join(folder, "cover.raw"), cover.rate, cover.channels, cover.frames, cover.depth)
-    found = Sound(os.path.join(folder, "stego.raw"), cover.rate, cover.channels, cover.frames, cover.depth)
+    if cover.scale < 1:
+        print(f"note: {cover_name} was turned down by {-20 * math.log10(cover.scale):.2f} dB, so that nothing clips", file=sys.stderr)
 
     def parts():
         for start in range(HEADER_SAMPLES, cover.samples - SEAL_SAMPLES, BLOCK):
@@ -534,8 +529,7 @@ def reveal(stego_path, secret_path, model, key=None, force=False, overwrite=Fals
         try:
             header, cipher = Header.read(stego.read(0, HEADER_SAMPLES), key, model.fingerprint())
             if not force:
-                seal = seal_of(stego, cipher) if stego.samples == header.samples else b""
-                header.verify(stego.samples, seal, stego.read(stego.samples - SEAL_SAMPLES))
+                verify(stego, header, cipher)
         except wavinwav.NoSecret as error:
             if not force or isinstance(model, Lattice):
                 raise StegoError(f"{stego_path}: {error}; give a file as hide wrote it, and its key") from error
@@ -544,11 +538,12 @@ def reveal(stego_path, secret_path, model, key=None, force=False, overwrite=Fals
             raise StegoError(f"{stego_path}: {error}; give it with --model") from error
         except wavinwav.Damaged as error:
             raise StegoError(f"{stego_path}: {error}; get it as hide wrote it, or reveal what is left with --force") from error
-        with writing(secret_file, stego.rate, header.channels, 16, header.length / stego.rate) as put:
+        seconds = header.length / stego.rate
+        with writing(secret_file, stego.rate, header.channels, 16, seconds) as put:
             if not isinstance(model, Lattice):
                 for samples in reveal_affine(model, cipher, stego, header):
                     put(samples)
-                return header.length / stego.rate
+                return seconds
 
             def work(part):
                 samples = stego.read(part.samples.start, part.samples.stop)
@@ -557,7 +552,7 @@ def reveal(stego_path, secret_path, model, key=None, force=False, overwrite=Fals
                 return to_pcm(secret / FULL_SCALE), blocks, lost
 
             blocks = lost = 0
-            for samples, more, damaged in in_order(work, header.parts(), bar(header.length / stego.rate)):
+            for samples, more, damaged in in_order(work, header.parts(), bar(seconds)):
                 put(samples)
                 blocks, lost = blocks + more, lost + damaged
             with warnings.catch_warnings(record=True) as caught:
@@ -568,7 +563,7 @@ def reveal(stego_path, secret_path, model, key=None, force=False, overwrite=Fals
                     raise StegoError(f"{stego_path}: {error}; nothing is left of it") from error
             for warning in caught:
                 print(f"warning: {stego_path}: {warning.message}", file=sys.stderr)
-        return header.length / stego.rate
+        return seconds
 
 
 # ---------------------------------------------------------------- the command

@@ -5,14 +5,12 @@ import os
 import pickle
 import random
 import re
-import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
 
 import numpy as np
 import pytest
@@ -22,7 +20,7 @@ from torchaudio.functional import resample
 
 import stego
 import wavinwav
-from test_stego import AFFINE, HERE, MODEL, command
+from test_stego import AFFINE, HERE, MODEL, command, finish, launch
 from test_train import voice
 
 @pytest.fixture(scope="module")
@@ -288,32 +286,16 @@ def test_killed_while_writing(folder, tmp_path):
     soundfile.write(tmp_path / "secret.wav", np.tile(x, 200), 16000)
     (tmp_path / "tmp").mkdir()
     for number in (signal.SIGTERM, signal.SIGINT):
-        pid = os.fork()
-        if not pid:
-            os.environ["TMPDIR"] = tempfile.tempdir = str(tmp_path / "tmp")
-            os.dup2(os.open(tmp_path / "err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-            sys.stderr = open(2, "w", closefd=False)
-            torch.set_num_threads(1)
-            sys.argv = ["stego.py", "hide", str(tmp_path / "cover.wav"), str(tmp_path / "secret.wav"), "-o", str(tmp_path / "out.wav")]
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            try:
-                runpy.run_path(os.path.join(HERE, "stego.py"), run_name="__main__")
-            except SystemExit as stop:
-                print(stop.code, file=sys.stderr, flush=True)
-                os._exit(1)
-            except BaseException:
-                traceback.print_exc()
-                sys.stderr.flush()
-                os._exit(70)
+        pid, streams = launch(tmp_path, "hide", "cover.wav", "secret.wav", "-o", "out.wav", temporary=str(tmp_path / "tmp"))
         deadline = time.time() + 60
         while not os.listdir(tmp_path / "tmp") and time.time() < deadline:
             time.sleep(0.01)
         time.sleep(0.3)
         os.kill(pid, number)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1, (tmp_path / "err").read_text()
-        assert re.fullmatch(r"error: (stopped|interrupted)\n", (tmp_path / "err").read_text())
+        code, _, err = finish(pid, streams)
+        assert code == 1 and re.fullmatch(r"error: (stopped|interrupted)\n", err), err
         assert not os.listdir(tmp_path / "tmp")
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["cover.wav", "err", "secret.wav", "tmp"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["cover.wav", "secret.wav", "tmp"]
 
 
 class Hang(BaseException):

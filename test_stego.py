@@ -27,8 +27,8 @@ COVER, SECRET = (os.path.join(HERE, "examples", f"{name}.wav") for name in ("cov
 MODEL, AFFINE = (os.path.join(HERE, f"{name}.pt") for name in ("wavinwav", "wavinwav-affine"))
 
 
-def command(folder, *words, stdin=b"", largest=None):
-    """`python stego.py WORDS` in a process of its own, in which torch is loaded already: (exit code, stdout, stderr)."""
+def launch(folder, *words, stdin=b"", largest=None, temporary=None):
+    """`python stego.py WORDS` in a process of its own, in which torch is loaded already: its number and streams."""
     streams = [tempfile.TemporaryFile() for _ in range(3)]
     streams[0].write(stdin)
     streams[0].seek(0)
@@ -44,6 +44,7 @@ def command(folder, *words, stdin=b"", largest=None):
             sys.argv = ["stego.py", *map(str, words)]
             torch.set_num_threads(1)
             signal.alarm(60)
+            tempfile.tempdir = temporary or tempfile.tempdir
             if largest:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
             runpy.run_path(os.path.join(HERE, "stego.py"), run_name="__main__")
@@ -57,11 +58,20 @@ def command(folder, *words, stdin=b"", largest=None):
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
             os._exit(code)
+    return pid, streams
+
+
+def finish(pid, streams):
+    """(exit code, stdout, stderr) of a process that `launch` began."""
     status = os.waitpid(pid, 0)[1]
     assert not os.WIFSIGNALED(status), "killed, as after a hang"
     for stream in streams:
         stream.seek(0)
     return os.waitstatus_to_exitcode(status), *(stream.read().decode(errors="replace") for stream in streams[1:])
+
+
+def command(folder, *words, **more):
+    return finish(*launch(folder, *words, **more))
 
 
 def run(*words, expect=0):

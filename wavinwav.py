@@ -28,7 +28,7 @@ import struct
 import warnings
 import zlib
 from dataclasses import asdict, dataclass, fields
-from typing import NamedTuple
+from typing import Iterable, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -423,6 +423,14 @@ class Cipher:
         SEAL_SAMPLES have zeros for the lowest two bits: its digest(), of TAG bytes, is what belongs there."""
         return hashlib.blake2b(key=self.stream(b"seal\0", 32), digest_size=TAG)
 
+    def seal_of(self, pieces: Iterable[Tensor], last: Tensor) -> bytes:
+        """The seal of a stego: of its samples, piece by piece, and of the last SEAL_SAMPLES, which hold it."""
+        seal = self.seal()
+        for piece in pieces:
+            seal.update(raw(piece))
+        seal.update(raw(last & ~3))
+        return seal.digest()
+
 
 def raw(samples: Tensor) -> bytes:
     """Integers [n], on the CPU, as 4 bytes each."""
@@ -486,14 +494,7 @@ class Header:
     def write(self, samples: Tensor, cipher: Cipher):
         """Put the header and the seal into a whole stego [n], integers, in place."""
         write_bits(samples[:HEADER_SAMPLES], self.pack(cipher))
-        write_bits(samples[-SEAL_SAMPLES:], self.seal(samples, cipher))
-
-    def seal(self, samples: Tensor, cipher: Cipher) -> bytes:
-        seal = cipher.seal()
-        for piece in samples[:-SEAL_SAMPLES].split(CHUNK):
-            seal.update(raw(piece))
-        seal.update(raw(samples[-SEAL_SAMPLES:] & ~3))
-        return seal.digest()
+        write_bits(samples[-SEAL_SAMPLES:], cipher.seal_of(samples[:-SEAL_SAMPLES].split(CHUNK), samples[-SEAL_SAMPLES:]))
 
     def verify(self, count: int, seal: bytes, last: Tensor):
         """Raises Damaged if a stego of `count` samples, this seal and these last samples is not what was made."""
@@ -547,6 +548,7 @@ SEGMENT = 512  # samples that share a width of cells, which the lowest two bits 
 CODES = 3
 PART = 7680  # segments, about, that hold a part of the secret, worked on at once and without the others: 4 minutes at 16 kHz
 WIDTHS = [round(2 ** (code / 4)) for code in range(4, 4 + (1 << 2 * CODES))]  # from 2, in quarter octaves
+LEAST_SAMPLES = HEADER_SAMPLES + SEAL_SAMPLES + SEGMENT  # of a cover
 MASKING = 0.25  # the stego's noise power in a segment is proportional to this power of the cover's
 STEGO_SNR = 52.0  # dB, of a lattice model's stego unless another is asked for
 
@@ -1092,7 +1094,7 @@ class Lattice(nn.Module):
         samples = (cover.float() * limit).round_().clamp_(-limit, limit - 1).int().movedim(-1, 0).flatten()
         pieces = 32768 * secret.float().movedim(-1, 0).reshape(secret.shape[-1], -1)
         header, cipher = self.header(len(samples), len(pieces), pieces.shape[1], sample_rate), Cipher(key)
-        if len(samples) < HEADER_SAMPLES + SEAL_SAMPLES + SEGMENT:
+        if len(samples) < LEAST_SAMPLES:
             raise ValueError("the cover is too short for any secret")
         error = samples.double().square().mean().item() / 10 ** (snr / 10)
         codes = choose_widths(segment_powers(samples[HEADER_SAMPLES:-SEAL_SAMPLES]), error, masking, depth)
@@ -1116,7 +1118,8 @@ class Lattice(nn.Module):
         samples = (_check_channels("stego", stego).float() * limit).round_().int().movedim(-1, 0).flatten()
         header, cipher = Header.read(samples, key, self.fingerprint())
         if not force:
-            header.verify(len(samples), header.seal(samples, cipher), samples[-SEAL_SAMPLES:])
+            seal = cipher.seal_of(samples[:-SEAL_SAMPLES].split(CHUNK), samples[-SEAL_SAMPLES:])
+            header.verify(len(samples), seal, samples[-SEAL_SAMPLES:])
         samples = functional.pad(samples, (0, header.samples - len(samples)))
         found = [self.reveal_part(header, cipher, part, samples[part.samples]) for part in header.parts()]
         report_damage(sum(blocks for _, blocks, _ in found), sum(lost for *_, lost in found))
