@@ -9,6 +9,7 @@ from wavinwav import Config, WavINN
 
 CONFIGS = {
     "lapped": Config.lapped(),
+    "lapped, robust": Config.lapped(robust=True, shift=40, growth=16, pilot=0.006),
     "lapped, plain subnets": Config.lapped(gated=False, swapped=0, turn_level=0.0, bands=32, growth=16),
     "paper": Config.paper(),  # slow on a CPU: its shape in time adds nothing to the small one's
     "paper, small": Config.paper(blocks=3, growth=8),
@@ -43,7 +44,8 @@ def snr(reference, estimate):
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("name, shape", [("paper", (2, 501))] + [
-    (name, shape) for name in FAST for shape in [(1,), (4096,), (3, 1001), (2, 127), (1, 128), (129,)]], ids=str)
+    (name, shape) for name in FAST for shape in [(1,), (4096,), (3, 1001), (2, 127), (1, 128), (129,)]] + [
+    ("lapped, robust", (2, 8010))], ids=str)
 def test_reveal_with_r_is_exact(name, dtype, shape):
     model = randomised(CONFIGS[name], dtype)
     cover, secret = speechlike(*shape, seed=1).to(dtype), speechlike(*shape, seed=2).to(dtype)
@@ -132,7 +134,8 @@ def test_gradients_reach_every_parameter(name):
     cover, secret = speechlike(2, 2048, seed=1).float(), speechlike(2, 2048, seed=2).float()
     stego, r = model(cover, secret)
     cover_, secret_ = model.inverse(stego, torch.zeros_like(r))
-    ((stego - cover).square().mean() + (secret_ - secret).square().mean() + r.square().mean()).backward()
+    again = sum(x.square().mean() for x in model.inverse(stego, torch.zeros_like(r), model.revealing))
+    ((stego - cover).square().mean() + (secret_ - secret).square().mean() + r.square().mean() + again).backward()
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, parameter_name
 
@@ -240,7 +243,7 @@ def test_load_refuses_what_is_no_model(tmp_path):
 @pytest.mark.parametrize("field, value", [
     ("blocks", 0), ("blocks", 1), ("bands", 0), ("kernel", 4), ("growth", -1), ("sample_rate", 0), ("swapped", 65),
     ("attenuation", 0.0), ("attenuation", 0.1), ("clamp", float("nan")), ("latent", "uniform"), ("blocks", 2.5),
-    ("gated", "yes"), ("swapped", -1)])
+    ("gated", "yes"), ("swapped", -1), ("shift", 49), ("shift", -1), ("pilot", -1.0)])
 def test_invalid_config_names_the_field(field, value):
     with pytest.raises(ValueError, match=f"Config.{field} "):
         Config.lapped(**{field: value})
@@ -254,6 +257,49 @@ def test_invalid_tensors():
             model.hide(cover, secret)
     with pytest.raises(ValueError):
         model.reveal(x, x[:50])
+
+
+def test_a_second_stack_changes_what_is_revealed_without_r_and_nothing_else():
+    model = randomised(CONFIGS["lapped"])
+    robust = wavinwav.altered(model, robust=True).eval()
+    cover, secret = speechlike(2, 4000, seed=1).float(), speechlike(2, 4000, seed=2).float()
+    stego, r = model.hide(cover, secret)
+    assert torch.equal(robust.reveal(stego)[1], model.reveal(stego)[1]), "it begins as a copy"
+    with torch.no_grad():
+        for parameter in robust.robust_blocks.parameters():
+            parameter.mul_(1.1)
+    assert torch.equal(robust.hide(cover, secret)[0], stego)
+    assert torch.equal(robust.reveal(stego, r)[1], model.reveal(stego, r)[1])
+    assert not torch.allclose(robust.reveal(stego)[1], model.reveal(stego)[1], atol=1e-4)
+
+
+def test_shift_sends_the_lowest_bands_of_the_secret_elsewhere():
+    tone = 0.1 * torch.sin(2 * torch.pi * 100 / 16000 * torch.arange(16000))
+    cover = speechlike(16000, seed=3).float()
+    for shift, hertz in ((0, 8000), (40, 5500)):  # where the top of what is exchanged lies
+        model = WavINN(Config.lapped(shift=shift)).eval()
+        change = torch.fft.rfft(model.hide(cover, tone)[0] - model.hide(cover, 0 * tone)[0]).abs().square()
+        assert change[hertz - 250:hertz + 1].sum() > 0.9 * change.sum()
+
+
+def test_pilot_tells_the_gain():
+    model = WavINN(Config.lapped(pilot=0.006)).double().eval()
+    cover, secret = speechlike(2, 32000, seed=1), speechlike(2, 32000, seed=2)
+    spectrum = torch.fft.rfft(cover)
+    spectrum[:, :160] = 0  # a voice has nothing below 80 Hz
+    cover = torch.fft.irfft(spectrum)
+    stego, _ = model.hide(cover, secret)
+    assert snr(WavINN(Config.lapped()).double().eval().hide(cover, secret)[0], stego) > 45
+    stego = (stego * 32768).round() / 32768
+    _, plain = model.reveal(stego)
+    noise = 10 ** -1.5 * stego.square().mean().sqrt() * torch.randn(stego.shape, generator=torch.Generator().manual_seed(1))
+    for gain in (0.75, 0.9, 1.1, 1.3):
+        assert snr(plain, model.reveal(gain * stego)[1]) > 50, gain
+        assert snr(model.reveal(stego + noise)[1], model.reveal(gain * (stego + noise))[1]) > 50
+        assert abs(model.take_pilot(gain * (stego + noise)).norm() / stego.norm() - 1) < 0.06
+    assert torch.equal(model.take_pilot(cover), cover - wavinwav.pilot_wave(wavinwav.pilot_weights(cover), cover)), "none there"
+    silent = torch.zeros(16000, dtype=torch.float64)
+    assert (model.reveal(*model.hide(silent, silent))[1] - silent).abs().max() < 1e-10 and model.reveal(silent)[1].isfinite().all()
 
 
 def test_inputs_are_left_alone():

@@ -18,6 +18,7 @@ Shapes: B batch, T samples, C channels (bands of the lapped transform; 1 is the 
 
 import bisect
 import contextlib
+import copy
 import ctypes
 import functools
 import hashlib
@@ -27,7 +28,7 @@ import random
 import struct
 import warnings
 import zlib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Iterable, NamedTuple
 
 import torch
@@ -36,6 +37,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 PIECE_FRAMES = 2048  # what a subnet works on at a time when no gradient is asked for
+PILOT_PERIOD = 400  # samples: 40 Hz at 16 kHz, where neither speech nor the ear has much
+PILOT_LEAST = 20 * PILOT_PERIOD  # samples of a stego that a pilot is put into
 SEGMENT_SECONDS = 0.02  # what `scramble` permutes, section III-D of the paper
 
 
@@ -55,9 +58,12 @@ class Config:
     clamp: float = 2.0  # bound of the log-scale
     gated: bool = True  # gated subnets, see GatedSubnet
     swapped: int = 48  # bands exchanged by the swap initialisation; 0 leaves every subnet at random
+    shift: int = 0  # by how many bands those exchanged are rotated: the secret's lowest go this far below the cover's highest
     attenuation: float = 0.2  # of the secret's bands in the swap, linear, between levelled bands
     turn_level: float = 1 / 64  # root mean square of the high bands above which a frame may be turned; 0 turns none
     latent: str = "zero"  # what reveal puts in the place of r: "zero", or "normal" for N(0, I)
+    robust: bool = False  # a second stack, trained to reveal from stegos that have changed
+    pilot: float = 0.0  # amplitude of a low tone by which reveal knows the stego's gain, relative to its level; 0 is none
 
     def __post_init__(self):
         for field in fields(self):
@@ -70,8 +76,10 @@ class Config:
         self._require(self.kernel % 2 == 1, "kernel", "must be odd")
         self._require(0 < self.clamp < math.inf, "clamp", "must be positive and finite")
         self._require(0 <= self.swapped <= self.bands // 2, "swapped", f"must be from 0 to {self.bands // 2}, half the bands")
+        self._require(0 <= self.shift <= self.swapped, "shift", "must be from 0 to the number of swapped bands")
         self._require(not self.swapped or self.gated, "swapped", "needs gated subnets")
         self._require(not self.swapped or self.blocks >= 2, "blocks", "must be at least 2 for a swap")
+        self._require(0 <= self.pilot < 0.1, "pilot", "must be at least 0 and below 0.1")
         self._require(0 <= self.turn_level < math.inf, "turn_level", "must be at least 0 and finite")
         self._require(self.preset != "lattice" or self.bands % 128 == 0, "bands", "must be a multiple of 128 in a lattice")
         lowest = math.exp(-self.clamp)
@@ -207,6 +215,23 @@ def unlapped(coefficients: Tensor, exact: bool = False) -> Tensor:
     return (first + second.roll(1, 1)).flatten(1)
 
 
+def pilot_wave(weights: Tensor, like: Tensor) -> Tensor:
+    """Cosine and sine of the pilot's frequency with these weights [B, 2] -> [B, T]."""
+    angle = torch.arange(like.shape[1], dtype=torch.float64, device=like.device) * (2 * math.pi / PILOT_PERIOD)
+    return (weights.double() @ torch.stack([angle.cos(), angle.sin()])).to(like.dtype)
+
+
+def pilot_weights(x: Tensor) -> Tensor:
+    """The weights [B, 2] by which `pilot_wave` comes nearest to x [B, T]."""
+    basis = pilot_wave(torch.eye(2, device=x.device), x.double())
+    return torch.linalg.solve(basis @ basis.T, basis @ x.double().T).T.to(x.dtype)
+
+
+def power_of_two(x: Tensor) -> Tensor:
+    """The nearest, on a scale of decibels; at least 2 ** -40."""
+    return 2 ** x.clamp_min(2 ** -40).log2().round()
+
+
 def turn(coefficients: Tensor, turned: Tensor) -> Tensor:
     """Reverse the bands of the frames that `turned` [B, 1, F] marks; its own inverse. [B, C, F] -> same."""
     return torch.where(turned, coefficients.flip(1), coefficients)
@@ -228,8 +253,18 @@ class WavINN(nn.Module):
         hertz = (torch.arange(config.bands) + 0.5) * config.sample_rate / 2 / config.bands
         speech = 0.1 / (1 + (hertz / 500) ** 2) ** 0.5
         self.register_buffer("level", speech[:, None] if config.bands > 1 else torch.ones(1, 1))
+        top = torch.arange(config.bands - config.swapped, config.bands).roll(config.shift)
+        order = torch.cat([torch.arange(config.bands - config.swapped), top])  # in which the couplings see the cover's bands
+        self.register_buffer("order", order, persistent=False)
         if config.swapped:
             self.init_swap()
+        if config.robust:
+            self.robust_blocks = copy.deepcopy(self.blocks)
+
+    @property
+    def revealing(self) -> nn.ModuleList:
+        """The stack that reveals where r is not known: the same, or the copy that the paper's robust stage trains."""
+        return self.robust_blocks if self.config.robust else self.blocks
 
     @torch.no_grad()
     def init_swap(self):
@@ -254,7 +289,7 @@ class WavINN(nn.Module):
 
     def recompute(self, on: bool):
         """Keep only the subnets' inputs for the backward pass, and compute the rest of one subnet at a time again."""
-        for block in self.blocks:
+        for block in [*self.blocks, *self.revealing]:
             block.phi.recompute = block.rho.recompute = block.eta.recompute = on
 
     def turned(self, coefficients: Tensor) -> Tensor:
@@ -281,21 +316,22 @@ class WavINN(nn.Module):
         """
         cover, secret = self.transform(cover), self.transform(secret) / self.level
         turned = self.turned(cover)
-        cover = turn(cover, turned) / self.level
+        cover = (turn(cover, turned) / self.level)[:, self.order]
         for block in self.blocks:
             cover, secret = block(cover, secret)
-        cover = turn(cover * self.level, turned)
+        cover = turn(cover[:, self.order.argsort()] * self.level, turned)
         rows = [secret, turned.to(secret.dtype)] if self.config.turn_level else [secret]
         return self.untransform(cover), torch.cat(rows, 1)
 
-    def inverse(self, stego: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
-        """Inverse of `forward`. Without the last row of r, [B, bands, F], the stego tells which frames were turned."""
+    def inverse(self, stego: Tensor, r: Tensor, blocks: nn.ModuleList | None = None) -> tuple[Tensor, Tensor]:
+        """Inverse of `forward`, or what `blocks`, such as `revealing`, make of it. Without the last row of r,
+        [B, bands, F], the stego tells which frames were turned."""
         cover, secret, turned = self.transform(stego), *r.split([self.config.bands, r.shape[1] - self.config.bands], 1)
         turned = turned > 0.5 if turned.shape[1] else self.turned(cover)
-        cover = turn(cover, turned) / self.level
-        for block in reversed(self.blocks):
+        cover = (turn(cover, turned) / self.level)[:, self.order]
+        for block in reversed(self.blocks if blocks is None else blocks):
             cover, secret = block.inverse(cover, secret)
-        cover = turn(cover * self.level, turned)
+        cover = turn(cover[:, self.order.argsort()] * self.level, turned)
         return self.untransform(cover), self.untransform(secret * self.level)
 
     def draw_z(self, stego: Tensor) -> Tensor:
@@ -316,7 +352,7 @@ class WavINN(nn.Module):
             r: what of cover and secret the stego does not hold, [R] or [B, R]. With it `reveal` is exact. R is T,
                 or T + T // config.bands where frames may be turned.
             The last T % config.bands samples (less than a hop) make no whole frame: there stego is the cover, and r
-            the secret.
+            the secret. Where there is a pilot, r ends with what stego and cover had of its frequency.
         Raises:
             ValueError: shapes that differ or are neither [T] nor [B, T], T = 0, values that are not floating point.
         """
@@ -327,10 +363,11 @@ class WavINN(nn.Module):
         whole = self._whole(cover)
         if not whole:
             return cover.clone(), secret.clone()
+        x, tone = self.drop_tone(_batch(cover))  # first, or what the pilot replaces would be missed
         with torch.autocast(cover.device.type, enabled=False):
-            stego, r = self(_batch(cover)[:, :whole], _batch(secret)[:, :whole])
-        stego = torch.cat([stego, _batch(cover)[:, whole:]], 1)
-        r = torch.cat([r.flatten(1), _batch(secret)[:, whole:]], 1)
+            stego, r = self(x[:, :whole], _batch(secret)[:, :whole])
+        stego, own = self.add_pilot(torch.cat([stego, x[:, whole:]], 1))
+        r = torch.cat([r.flatten(1), _batch(secret)[:, whole:], own, tone], 1)
         return stego.view_as(cover), r.view(*cover.shape[:-1], -1)
 
     @torch.no_grad()
@@ -346,24 +383,60 @@ class WavINN(nn.Module):
             ValueError: as `hide`.
         """
         _check("stego", stego)
-        whole = self._whole(stego)
-        tail = stego.new_zeros(stego.shape)[..., whole:]
-        if z is not None:
+        whole, x = self._whole(stego), _batch(stego)
+        rows = self.config.bands + bool(self.config.turn_level)
+        sizes = rows * (whole // self.config.bands), x.shape[1] - whole, *[2 * self.has_pilot(x)] * 2
+        if z is None:
+            x, tail, tone = self.take_pilot(x), torch.zeros_like(x[:, whole:]), None
+        else:
             _check("z", z)
-            rows = self.config.bands + bool(self.config.turn_level)
-            size = rows * (whole // self.config.bands) + tail.shape[-1]
-            if z.shape != (*stego.shape[:-1], size):
-                raise ValueError(f"z {list(z.shape)} does not fit stego {list(stego.shape)}: its last size must be {size}")
-            tail = z[..., size - tail.shape[-1]:]
-        if not whole:
-            return stego.clone(), tail.clone()
-        head = _batch(stego)[:, :whole]
-        r = self.draw_z(head) if z is None else _batch(z)[:, :size - tail.shape[-1]].unflatten(1, (rows, -1))
-        with torch.autocast(stego.device.type, enabled=False):
-            cover, secret = self.inverse(head, r)
-        cover = torch.cat([cover, _batch(stego)[:, whole:]], 1)
-        secret = torch.cat([secret, _batch(tail)], 1)
-        return cover.view_as(stego), secret.view_as(stego)
+            if z.shape != (*stego.shape[:-1], sum(sizes)):
+                raise ValueError(f"z {list(z.shape)} does not fit stego {list(stego.shape)}: its last size must be {sum(sizes)}")
+            r, tail, own, tone = _batch(z).split(sizes, 1)
+            x = self.take_pilot(x, own)
+        cover, secret = x[:, :0], tail[:, :0]
+        if whole:
+            r = self.draw_z(x[:, :whole]) if z is None else r.unflatten(1, (rows, -1))
+            with torch.autocast(stego.device.type, enabled=False):
+                cover, secret = self.inverse(x[:, :whole], r, self.revealing if z is None else self.blocks)
+        cover = torch.cat([cover, x[:, whole:]], 1)
+        if tone is not None and tone.shape[1]:
+            cover = cover + pilot_wave(tone, cover)
+        return cover.view_as(stego), torch.cat([secret, tail], 1).view_as(stego)
+
+    # ------------------------------------------------ a pilot, from which reveal knows the stego's gain
+
+    def has_pilot(self, x: Tensor) -> bool:
+        return self.config.pilot > 0 and x.shape[1] >= PILOT_LEAST
+
+    def drop_tone(self, cover: Tensor) -> tuple[Tensor, Tensor]:
+        """Clear the pilot's frequency of a cover [B, T]. -> cover, what it had of it [B, 2]."""
+        if not self.has_pilot(cover):
+            return cover, cover[:, :0]
+        tone = pilot_weights(cover)
+        return cover - pilot_wave(tone, cover), tone
+
+    def add_pilot(self, stego: Tensor) -> tuple[Tensor, Tensor]:
+        """Put the pilot, whose amplitude is a power of 2, into the place of what a stego [B, T] has of its frequency.
+        -> stego, that [B, 2]."""
+        if not self.has_pilot(stego):
+            return stego, stego[:, :0]
+        own = pilot_weights(stego)
+        pilot = power_of_two(self.config.pilot * stego.square().mean(1, keepdim=True).sqrt())
+        return stego + pilot_wave(functional.pad(pilot, (0, 1)) - own, stego), own
+
+    def take_pilot(self, stego: Tensor, own: Tensor | None = None) -> Tensor:
+        """Inverse of `add_pilot`; or nearly, without `own`, and with a gain of up to 3 dB undone. A tone that is far below the
+        level of a pilot is none."""
+        if not self.has_pilot(stego):
+            return stego
+        found = pilot_weights(stego)
+        size = found.norm(dim=1, keepdim=True)
+        if own is not None:
+            return stego + pilot_wave(own - functional.pad(power_of_two(size), (0, 1)), stego)
+        level = self.config.pilot * stego.square().mean(1, keepdim=True).sqrt()
+        gain = torch.where(size > 0.4 * level, size / power_of_two(size), 1)
+        return (stego - pilot_wave(found, stego)) / gain
 
     def _whole(self, x: Tensor) -> int:
         return x.shape[-1] // self.config.bands * self.config.bands
@@ -1347,6 +1420,17 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> "WavINN
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} holds a model that does not fit its own description") from error
     return model.to(device).eval()
+
+
+def altered(model: "WavINN", **changes) -> "WavINN":
+    """An affine model with its weights, and other values of `shift` or `robust` in its config: a new second stack begins as a
+    copy of the first. Raises ValueError for values that make no sense, or a lattice model."""
+    if isinstance(model, Lattice):
+        raise ValueError("only an affine model can be altered")
+    result, state = WavINN(replace(model.config, **changes)), model.state_dict()
+    copies = {f"robust_{name}": value for name, value in state.items() if name.startswith("blocks.")}
+    result.load_state_dict((copies if result.config.robust else {}) | state)
+    return result
 
 
 def scramble(x: Tensor, key: int | str | bytes, sample_rate: int = 16000) -> Tensor:

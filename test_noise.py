@@ -1,0 +1,76 @@
+"""The noise layer does what its flags say, lets the gradient through, and does not depend on how a batch is split."""
+
+import math
+
+import pytest
+import torch
+
+import noise
+from noise import NoiseLayer
+
+RATE = 16000
+
+
+def sound(items=3, samples=8000):
+    """[B, T] with speech's slope of its spectrum."""
+    white = torch.randn(items, samples, generator=torch.Generator().manual_seed(99))
+    spectrum = torch.fft.rfft(white)
+    return 0.1 * torch.nn.functional.normalize(torch.fft.irfft(spectrum / (1 + torch.arange(spectrum.shape[1]) / 300), samples), dim=1) * samples ** 0.5
+
+
+def snr(x, y):
+    return 10 * torch.log10(x.square().sum(1) / (x - y).square().sum(1))
+
+
+@pytest.mark.parametrize("name", NoiseLayer.kinds)
+def test_gradient_split_and_seed(name):
+    x = sound().requires_grad_()
+    layer = NoiseLayer([name], RATE)
+    y = layer(x, 7, [1, 2, 3])
+    assert y.shape == x.shape
+    gradient, = torch.autograd.grad(y.square().sum(), x)
+    assert gradient.isfinite().all() and gradient.norm() > 0.1 * x.norm()
+    parts = torch.cat([layer(x[:1], 7, [1]), layer(x[1:], 7, [2, 3])])
+    assert torch.allclose(y, parts, atol=1e-6)
+    if name != "identity":
+        assert not torch.allclose(y, x, atol=1e-6)
+        assert not torch.equal(y, layer(x, 8, [4, 5, 6]))
+
+
+@pytest.mark.parametrize("name", ["gaussian", "speckle"])
+def test_noise_has_its_level(name):
+    x = sound()
+    assert (snr(x, NoiseLayer([name], RATE, snr=(30, 30))(x, 0, [1, 2, 3])) - 30).abs().max() < 0.5
+
+
+def test_spectral_changes_keep_what_lies_below():
+    n = torch.arange(8000) / RATE
+    low, high = (torch.sin(2 * math.pi * hertz * n)[None] for hertz in (500, 7000))
+    for layer in (NoiseLayer(["lowpass"], RATE, cutoff=(4000, 4000)), NoiseLayer(["resample"], RATE, rates=["1/2"])):
+        y = layer(low + high, 0, [0])
+        assert snr(low[:, 500:-500], y[:, 500:-500]).item() > 40
+
+
+def test_levels_and_losses():
+    x = sound()
+    assert torch.allclose(NoiseLayer(["gain"], RATE, gain=(-6, -6))(x, 0, [0, 1, 2]), x * 10 ** -0.3)
+    eight = NoiseLayer(["quantize"], RATE, bits=(8, 8))(x, 0, [0, 1, 2])
+    assert torch.equal(eight * 128, (eight * 128).round()) and (eight - x).abs().max() <= 1 / 256 + 1e-6
+    assert noise.quantize(torch.tensor([1.5, -1.5]), 16).tolist() == [32767 / 32768, -1]
+    lost = NoiseLayer(["dropout"], RATE, dropout=(0.1, 0.1))(x, 0, [0, 1, 2])
+    assert abs((lost == 0).float().mean().item() - 0.1) < 0.02 and torch.equal(lost[lost != 0], x[lost != 0])
+
+
+def test_every_kind_is_drawn():
+    x, layer = sound(1), NoiseLayer(["identity", "gain"], RATE, gain=(-1, -1))
+    same = [torch.equal(layer(x, seed, [0]), x) for seed in range(100)]
+    assert 25 < sum(same) < 75
+
+
+@pytest.mark.parametrize("pool, strengths, message", [
+    (["gaussian", "echos"], {}, "no noise 'echos'"), (["dropout"], {"dropout": (0.5, 1.5)}, "dropout"),
+    (["quantize"], {"bits": (8, 4)}, "bits"), (["resample"], {"rates": ["14411/16000"]}, "14411/16000"),
+    (["resample"], {"rates": ["half"]}, "half")])
+def test_what_makes_no_sense_is_refused(pool, strengths, message):
+    with pytest.raises(ValueError, match=message):
+        NoiseLayer(pool, RATE, **strengths)
