@@ -1,0 +1,104 @@
+"""A multi-scale STFT discriminator: does a waveform sound like speech, or like what came out of the network?
+
+    discriminator = MultiScaleSTFTDiscriminator()
+    real_logits, real_maps = discriminator(real)
+    fake_logits, fake_maps = discriminator(fake)
+    discriminator_loss(real_logits, discriminator(fake.detach())[0])                    # of the discriminator
+    generator_loss(fake_logits) + 2 * feature_matching_loss(real_maps, fake_maps)       # of the network
+
+The architecture and the hinge losses are those of EnCodec (Défossez et al. 2022, arXiv 2210.13438, section 3.4; as in
+facebookresearch's encodec and audiocraft, MIT), written anew. The weights' names are theirs too: a state dict of either loads
+here with strict=True. encodec's configuration is the default; audiocraft's is n_ffts=(1024, 2048, 512, 256, 128), slope=0.3.
+
+Shapes: B batch, C channels, T samples, N frames, F bins.
+"""
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.parametrizations import weight_norm
+from torchaudio.transforms import Spectrogram
+
+Logits = list[Tensor]  # of each scale [B, 1, N, F / 8]
+Maps = list[list[Tensor]]  # of each scale, after each of its activations [B, filters, N, F / 1 to 8]
+
+
+def conv(inputs: int, outputs: int, kernel: tuple, stride: int = 1, dilation: int = 1, norm: bool = True) -> nn.Module:
+    """A conv over (time, frequency) that keeps the shape, but for a stride in frequency; the dilation is in time. Its weights
+    are named conv.*, as in the originals."""
+    padding = (kernel[0] // 2 * dilation, kernel[1] // 2)
+    layer = nn.Conv2d(inputs, outputs, kernel, (1, stride), padding, (dilation, 1))
+    return nn.Sequential(OrderedDict(conv=weight_norm(layer) if norm else layer))
+
+
+class STFTDiscriminator(nn.Module):
+    """One scale: convs over the complex STFT, whose receptive field grows in time by dilation and in frequency by stride."""
+
+    def __init__(self, n_fft: int, filters: int = 32, channels: int = 1, slope: float = 0.2):
+        super().__init__()
+        self.slope = slope
+        self.spec_transform = Spectrogram(n_fft, hop_length=n_fft // 4, power=None, normalized="window", center=False)
+        self.convs = nn.ModuleList([
+            conv(2 * channels, filters, (3, 9), norm=False),
+            *(conv(filters, filters, (3, 9), stride=2, dilation=dilation) for dilation in (1, 2, 4)),
+            conv(filters, filters, (3, 3)),
+        ])
+        self.conv_post = conv(filters, 1, (3, 3))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """x [B, C, T], T at least n_fft -> logits [B, 1, N, F / 8] and the 5 feature maps, in the precision of the autocast."""
+        with torch.autocast(x.device.type, enabled=False):  # half precision has too small a range, and no FFT on a CPU
+            spectrum = self.spec_transform(x.float())
+        x = torch.cat([spectrum.real, spectrum.imag], 1).transpose(2, 3)  # [B, 2C, N, F]
+        maps = []
+        for layer in self.convs:
+            x = functional.leaky_relu(layer(x), self.slope)
+            maps.append(x)
+        return self.conv_post(x), maps
+
+
+class MultiScaleSTFTDiscriminator(nn.Module):
+    """One discriminator for each window length; hops are a quarter of it. At the default, 283,398 parameters.
+
+    n_ffts: window lengths in samples, each a multiple of 4
+    filters: channels of each conv
+    channels: of the waveform
+    slope: of the leaky ReLUs below zero
+    """
+
+    def __init__(self, n_ffts=(1024, 2048, 512), filters: int = 32, channels: int = 1, slope: float = 0.2):
+        super().__init__()
+        self.shortest = max(n_ffts)
+        self.discriminators = nn.ModuleList(STFTDiscriminator(n_fft, filters, channels, slope) for n_fft in n_ffts)
+
+    def forward(self, x: Tensor) -> tuple[Logits, Maps]:
+        """x [B, C, T] -> logits, above zero for what is taken for real, and feature maps. Raises ValueError where T is less
+        than the longest window."""
+        if x.shape[-1] < self.shortest:
+            raise ValueError(f"the discriminator's longest window takes {self.shortest} samples; got {x.shape[-1]}")
+        scales = [scale(x) for scale in self.discriminators]
+        return [logits for logits, _ in scales], [maps for _, maps in scales]
+
+
+def mean(terms) -> Tensor:
+    return torch.stack(list(terms)).mean()
+
+
+def discriminator_loss(real_logits: Logits, fake_logits: Logits) -> Tensor:
+    """Hinge loss, the mean over scales: 2 where it cannot tell, 0 where it is right with a margin of 1. The fakes must come
+    from detached waveforms."""
+    return mean(functional.relu(1 - real.float()).mean() + functional.relu(1 + fake.float()).mean()
+                for real, fake in zip(real_logits, fake_logits))
+
+
+def generator_loss(fake_logits: Logits) -> Tensor:
+    """The mean over scales of -D(fake): unbounded, least where the discriminator is misled."""
+    return mean(-fake.float().mean() for fake in fake_logits)
+
+
+def feature_matching_loss(real_maps: Maps, fake_maps: Maps) -> Tensor:
+    """Mean absolute difference of the feature maps, the mean over maps and scales; no gradient reaches the real side."""
+    return mean((real.detach().float() - fake.float()).abs().mean()
+                for scales in zip(real_maps, fake_maps) for real, fake in zip(*scales))

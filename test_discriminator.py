@@ -1,0 +1,192 @@
+"""discriminator.py against an account of each layer of its own, and the originals' state dicts."""
+
+import copy
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from discriminator import (MultiScaleSTFTDiscriminator, STFTDiscriminator, discriminator_loss, feature_matching_loss,
+                           generator_loss)
+
+FIVE = (1024, 2048, 512, 256, 128)
+SHAPES = {1024: (90, 65), 2048: (43, 129), 512: (184, 33), 256: (372, 17), 128: (747, 9)}  # of logits, 1 s at 24 kHz
+LAYERS = {  # strides, dilations and paddings in (time, frequency)
+    "convs.0": ((1, 1), (1, 1), (1, 4)), "convs.1": ((1, 2), (1, 1), (1, 4)), "convs.2": ((1, 2), (2, 1), (2, 4)),
+    "convs.3": ((1, 2), (4, 1), (4, 4)), "convs.4": ((1, 1), (1, 1), (1, 1)), "conv_post": ((1, 1), (1, 1), (1, 1)),
+}
+
+
+def buzz(items, samples, rate=16000, seed=0):
+    """Voiced sounds of several pitches, [B, T], with a little noise."""
+    generator = torch.Generator().manual_seed(seed)
+    pitch = 100 + 100 * torch.rand(items, 1, generator=generator)
+    time = torch.arange(samples) / rate
+    x = sum(torch.sin(2 * torch.pi * k * pitch * time + k) / k for k in range(1, 12)) * (1.1 + torch.sin(9 * time))
+    return 0.1 * x + 0.002 * torch.randn(items, samples, generator=generator)
+
+
+def old_state(network, seed=0):
+    """Random weights, under the names that the originals give them."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, value in network.state_dict().items():
+        name = re.sub(r"parametrizations\.weight\.original0$", "weight_g", name)
+        name = re.sub(r"parametrizations\.weight\.original1$", "weight_v", name)
+        state[name] = value if name.endswith("window") else 0.1 * torch.randn(value.shape, generator=generator)
+    return state
+
+
+def by_hand(x, state, n_fft, slope):
+    """One scale, from the weights in old_state: logits and maps."""
+    window = torch.hann_window(n_fft)
+    frames = x.unfold(-1, n_fft, n_fft // 4)  # [B, C, N, n_fft]
+    spectrum = torch.fft.rfft(frames * window) / window.square().sum().sqrt()
+    x, maps = torch.cat([spectrum.real, spectrum.imag], 1), []
+    for name, (stride, dilation, padding) in LAYERS.items():
+        if name == "convs.0":
+            weight = state[f"{name}.conv.weight"]
+        else:
+            weight = state[f"{name}.conv.weight_v"]
+            weight = weight * state[f"{name}.conv.weight_g"] / weight.flatten(1).norm(dim=1)[:, None, None, None]
+        x = functional.conv2d(x, weight, state[f"{name}.conv.bias"], stride, padding, dilation)
+        if name != "conv_post":
+            x = torch.where(x > 0, x, slope * x)
+            maps.append(x)
+    return x, maps
+
+
+def same(a, b):
+    assert [x.shape for x in a] == [x.shape for x in b]
+    for x, y in zip(a, b):
+        assert torch.allclose(x, y, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("n_ffts, count", [((1024,), 94466), ((1024, 2048, 512), 283398), (FIVE, 472330)])
+def test_number_of_parameters(n_ffts, count):
+    assert sum(p.numel() for p in MultiScaleSTFTDiscriminator(n_ffts).parameters()) == count
+
+
+def test_default_is_encodec():
+    assert [len(scale.spec_transform.window) for scale in MultiScaleSTFTDiscriminator().discriminators] == [1024, 2048, 512]
+
+
+def test_shapes():
+    with torch.no_grad():
+        logits, maps = MultiScaleSTFTDiscriminator(FIVE)(buzz(1, 24000)[:, None])
+    assert [x.shape for x in logits] == [(1, 1, *SHAPES[n_fft]) for n_fft in FIVE]
+    for n_fft, scale in zip(FIVE, maps):
+        bins = n_fft // 2
+        assert [x.shape for x in scale] == [(1, 32, SHAPES[n_fft][0], bins // part + 1) for part in (1, 2, 4, 8, 8)]
+
+
+@pytest.mark.parametrize("channels, slope", [(1, 0.2), (2, 0.3)])
+def test_state_dict_of_the_originals(channels, slope):
+    network = MultiScaleSTFTDiscriminator((256, 128), filters=4, channels=channels, slope=slope)
+    old = old_state(network)
+    assert {name for name in old if name.startswith("discriminators.1.")} == {
+        "discriminators.1.spec_transform.window", "discriminators.1.convs.0.conv.weight", "discriminators.1.convs.0.conv.bias",
+        *(f"discriminators.1.{layer}.conv.{part}" for layer in list(LAYERS)[1:] for part in ("bias", "weight_g", "weight_v"))}
+    new = copy.deepcopy(network)
+    network.load_state_dict(old.copy(), strict=True)
+    x = buzz(2, 3000).reshape(2 // channels, channels, -1)
+    with torch.no_grad():
+        logits, maps = network(x)
+        for i, n_fft in enumerate((256, 128)):
+            start = f"discriminators.{i}."
+            state = {name.removeprefix(start): value for name, value in old.items() if name.startswith(start)}
+            expected, expected_maps = by_hand(x, state, n_fft, slope)
+            same([logits[i], *maps[i]], [expected, *expected_maps])
+            alone = STFTDiscriminator(n_fft, 4, channels, slope)
+            alone.load_state_dict(state, strict=True)
+            assert alone(x)[0].equal(logits[i])
+        new.load_state_dict(network.state_dict(), strict=True)
+        assert all(map(torch.equal, new(x)[0], logits))
+        del old["discriminators.0.convs.2.conv.weight_g"]
+        with pytest.raises(RuntimeError, match=r"convs\.2"):
+            network.load_state_dict(old, strict=True)
+
+
+def test_deepcopy_is_a_network_of_its_own():
+    network = MultiScaleSTFTDiscriminator((128,), filters=4)
+    twin = copy.deepcopy(network)
+    x = buzz(1, 1000)[:, None]
+    before = network(x)[0][0].detach()
+    assert twin(x)[0][0].equal(before)
+    discriminator_loss(twin(x)[0], [torch.ones(1)]).backward()
+    with torch.no_grad():
+        for p in twin.parameters():
+            p -= p.grad
+    assert not twin(x)[0][0].equal(before) and network(x)[0][0].equal(before)
+    assert all(p.grad is None for p in network.parameters())
+    twin.load_state_dict(old_state(network), strict=True)
+
+
+def test_shortest_input():
+    network = MultiScaleSTFTDiscriminator((64, 256, 128), filters=2)
+    assert [x.shape[2] for x in network(torch.zeros(1, 1, 256))[0]] == [13, 1, 5]
+    with pytest.raises(ValueError, match="256 samples; got 255"):
+        network(torch.zeros(1, 1, 255))
+
+
+def test_losses_by_hand():
+    real, fake = [torch.tensor([2.0, 0.0]), torch.tensor([0.5])], [torch.tensor([-3.0, 1.0]), torch.tensor([0.0])]
+    assert discriminator_loss(real, fake).item() == ((0.5 + 1.0) + (0.5 + 1.0)) / 2
+    assert generator_loss(fake).item() == (1.0 + 0.0) / 2
+    maps = [[torch.tensor([1.0, 2.0]), torch.tensor([0.0])], [torch.tensor([4.0]), torch.tensor([1.0, 1.0])]]
+    other = [[torch.tensor([1.0, 0.0]), torch.tensor([3.0])], [torch.tensor([4.0]), torch.tensor([1.0, 1.0])]]
+    assert feature_matching_loss(maps, other).item() == (1 + 3 + 0 + 0) / 4, "each map counts the same, whatever its size"
+
+
+def test_feature_matching():
+    network = MultiScaleSTFTDiscriminator((256, 128), filters=4)
+    real, fake = (buzz(2, 2000, seed=seed)[:, None].requires_grad_() for seed in (1, 2))
+    real_maps, fake_maps = network(real)[1], network(fake)[1]
+    assert feature_matching_loss(real_maps, network(real)[1]).item() == 0
+    feature_matching_loss(real_maps, fake_maps).backward()
+    assert real.grad is None
+    assert fake.grad.isfinite().all() and fake.grad.abs().max() > 0
+
+
+def test_autocast():
+    network = MultiScaleSTFTDiscriminator((256, 128), filters=8)
+    x = buzz(2, 4000)[:, None].requires_grad_()
+    spectra = []
+    for scale in network.discriminators:
+        scale.spec_transform.register_forward_hook(lambda module, inputs, output: spectra.append(output.dtype))
+    exact, exact_maps = network(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, maps = network(x.bfloat16())
+    assert spectra == [torch.complex64] * 4
+    assert {y.dtype for y in logits} == {torch.bfloat16} and {y.dtype for scale in maps for y in scale} == {torch.bfloat16}
+    for a, b in zip([*exact, *exact_maps[0]], [*logits, *maps[0]]):
+        assert (a - b.float()).norm() < 0.03 * a.norm()
+    loss = generator_loss(logits) + feature_matching_loss(exact_maps, maps)
+    loss.backward()
+    assert loss.dtype == torch.float32 and x.grad.isfinite().all() and x.grad.abs().max() > 0
+
+
+def test_it_learns_to_tell_apart():
+    torch.manual_seed(0)
+    network = MultiScaleSTFTDiscriminator((128, 64), filters=8)
+    optimiser = torch.optim.Adam(network.parameters(), 3e-3, betas=(0.5, 0.9))
+
+    def pair(seed):
+        real = buzz(4, 512, seed=seed)[:, None]
+        return network(real)[0], network(real + 0.05 * torch.randn(real.shape))[0]
+
+    losses = []
+    for step in range(40):
+        loss = discriminator_loss(*pair(step))
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        losses.append(loss.item())
+    with torch.no_grad():
+        real, fake = pair(1000)
+    assert losses[0] > 1.9 and discriminator_loss(real, fake) < 1, losses
+    for a, b in zip(real, fake):
+        assert a.mean((1, 2, 3)).min() > b.mean((1, 2, 3)).max(), "every fake of a new batch is told from every real one"
