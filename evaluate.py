@@ -16,6 +16,7 @@ Shapes: T samples, C bands, F frames. Samples are int16 arrays [T] (1 LSB = 1), 
 """
 
 import argparse
+import copy
 import csv
 import importlib
 import io
@@ -23,6 +24,7 @@ import json
 import math
 import os
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -37,7 +39,9 @@ from torch.nn import functional
 from torchaudio.functional import resample
 from tqdm import tqdm
 
+import noise
 import stego
+import wavinwav
 from train import SILENCE, find_audio
 from wavinwav import STEGO_SNR, LatticeCoupling, lapped, unlapped
 
@@ -376,16 +380,6 @@ def print_table(summaries, columns):
 
 # ---------------------------------------------------------------- attacks
 
-def add_noise(x, decibel):
-    return x + torch.randn_like(x) * x.square().mean().sqrt() * 10 ** (-decibel / 20)
-
-
-def low_pass(x, rate, hertz):
-    spectrum = torch.fft.rfft(x)
-    spectrum[math.ceil(hertz / rate * len(x)):] = 0
-    return torch.fft.irfft(spectrum, len(x))
-
-
 def delay(reference, x, most=4096):
     """By how many samples a signal lags behind a reference, up to `most`: the peak of their cross-correlation."""
     size = 2 * max(len(reference), len(x))
@@ -409,11 +403,11 @@ def mp3(x, rate, kbps=128):
 
 ATTACKS = {  # signal [T] and its rate in Hz -> signal
     "none": lambda x, rate: x,
-    **{f"noise {decibel} dB": lambda x, rate, decibel=decibel: add_noise(x, decibel) for decibel in (50, 40, 30, 20)},
+    **{f"noise {decibel} dB": lambda x, rate, decibel=decibel: noise.gaussian(x, torch.randn_like(x), decibel) for decibel in (50, 40, 30, 20)},
     "8 bits": lambda x, rate: (x * 128).round() / 128,
     "gain 0.9": lambda x, rate: 0.9 * x,
-    "rate x 3/4": lambda x, rate: resample(resample(x, 4, 3), 3, 4)[:len(x)],
-    "low-pass 3.4 kHz": lambda x, rate: low_pass(x, rate, 3400),
+    "rate x 3/4": lambda x, rate: noise.resample(x, "3/4"),
+    "low-pass 3.4 kHz": lambda x, rate: noise.low_pass(x, 3400 / rate),
     "MP3 128 kb/s": mp3,
     "cut 100 ms": lambda x, rate: x[rate // 10:],  # the first
 }
@@ -661,6 +655,40 @@ def measure_memory():
     print(f"ratio {peaks['all activations'] / peaks['recomputed']:.1f}")
 
 
+class RestatedSubnet(nn.Module):
+    """HiNet's dense block as published: every conv reads a new concatenation of all features. To compare with ours."""
+
+    def __init__(self, subnet):
+        super().__init__()
+        self.convs = nn.ModuleList([*subnet.inner, subnet.last])
+
+    def forward(self, x):
+        features = [x]
+        for conv in self.convs[:-1]:
+            features.append(functional.leaky_relu(conv(torch.cat(features, 1)), 0.2))
+        return self.convs[-1](torch.cat(features, 1))
+
+
+def measure_step(rounds=5, blocks=2, seconds=0.5):
+    """Seconds of forward, inverse and backward of the paper preset, with our subnets and with HiNet's, taken in turns."""
+    ours = wavinwav.WavINN(wavinwav.Config.paper(blocks=blocks))
+    theirs = copy.deepcopy(ours)
+    for block in theirs.blocks:
+        block.phi, block.rho, block.eta = map(RestatedSubnet, (block.phi, block.rho, block.eta))
+    cover, secret = 0.1 * torch.randn(2, 2, int(16000 * seconds))
+    times = {"ours": [], "restated": []}
+    for _ in range(rounds + 1):
+        for name, model in (("ours", ours), ("restated", theirs)):
+            start = time.perf_counter()
+            stego, r = model(cover, secret)
+            cover_, secret_ = model.inverse(stego, torch.zeros_like(r))
+            sum((a - b).square().mean() for a, b in ((stego, cover), (cover_, cover), (secret_, secret))).backward()
+            times[name].append(time.perf_counter() - start)
+            model.zero_grad()
+    ours, theirs = (statistics.median(values[1:]) for values in times.values())
+    print(f"a step of {blocks} blocks on 2 x {seconds} s: {ours:.2f} s, HiNet's blocks {theirs:.2f} s, ratio {theirs / ours:.2f}")
+
+
 # ---------------------------------------------------------------- the command
 
 def load_models(paths):
@@ -765,7 +793,10 @@ def main(argv=None):
     parser.add_argument("--json", metavar="FILE", help="write the tables, the settings and every pair's scores")
     parser.add_argument("--speed", action="store_true", help="time hide and reveal of ten minutes instead")
     parser.add_argument("--memory", action="store_true", help="measure a training step of the paper preset instead")
+    parser.add_argument("--step", action="store_true", help="time such a step instead, beside HiNet's blocks")
     args = parser.parse_args(argv)
+    if args.step:
+        return measure_step()
     if args.memory:
         return measure_memory()
     if args.speed:

@@ -4,49 +4,71 @@
     python train.py --data_dir DIR --out_dir runs/lapped --resume     # go on with a run that was stopped
     python train.py --data_dir DIR --preset lattice                   # the lattice preset's coder, minutes on a CPU
     python train.py --data_dir DIR --preset paper                     # the paper's network, losses and schedule (a GPU)
-    python train.py --data_dir DIR --init_from wavinwav.pt            # start from a model's weights
+    python train.py --data_dir DIR --init_from wavinwav-affine.pt --adversarial    # start from a model's weights
+    python train.py --data_dir DIR --robust_from CKPT --noise gaussian,resample    # the paper's robust stage
+    torchrun --nproc_per_node 8 train.py --data_dir DIR               # one process a GPU, batch_size pairs in each
 
 DIR is searched for all that soundfile reads (wav, flac, ogg, mp3, ...), at any rate and channel count. OUT_DIR gets
 last.pt (everything --resume needs), best.pt (the model that did best in validation; both are files that
 wavinwav.load reads) and metrics.csv.
 
-The data of step n and its random numbers depend on --seed and n alone, so a run that is killed and resumed ends as it
-would have without.
+A pair of crops and its random numbers depend on --seed and the pair's number alone, so a run that is killed and resumed
+ends as it would have without, and it does not matter how many processes share a batch.
+
+Shapes: B pairs of this process's batch, T samples.
 """
 
 import argparse
 import bisect
+import contextlib
 import csv
 import functools
+import io
 import itertools
 import math
 import os
 import random
+import re
 import signal
 import sys
 
 import soundfile
 import torch
+from torch import distributed, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchaudio.transforms import Resample
 from tqdm import tqdm
 
+import discriminator
+import noise
 import wavinwav
-from wavinwav import Config, Lattice
+import wavlm_loss
+from wavinwav import Config
+
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun sets these
 
 PRESETS = {  # a preset's values for flags that have no other default
     "lapped": dict(steps=6000, batch_size=4, lr=5e-4, schedule="cosine", warmup=200,
-                   w_stego=1.0, w_cover=0.0, w_secret=1.0, w_z=0.0, wave=0.0, stft=0.0, snr=1.0),
+                   w_stego=1.0, w_cover=0.0, w_secret=1.0, w_z=0.0, wave=0.0, stft=0.0, snr=1.0, wavlm_weight=0.0),
     "lattice": dict(steps=4000, batch_size=4, lr=3e-3, schedule="cosine", warmup=50),
     "paper": dict(steps=570000, batch_size=4, lr=1e-4, schedule="decay", warmup=0, recompute=True,
-                  w_stego=2.0, w_cover=1.0, w_secret=1.0, w_z=10.0, wave=1.0, stft=1.0, snr=0.0),
+                  w_stego=2.0, w_cover=1.0, w_secret=1.0, w_z=10.0, wave=1.0, stft=1.0, snr=0.0, wavlm_weight=0.0),
 }
-MODEL_FLAGS = ("bands", "blocks", "growth", "kernel", "clamp", "swapped", "attenuation", "turn_level", "sample_rate")
-OBJECTIVES = ("w_stego", "w_cover", "w_secret", "w_z", "wave", "stft", "snr")
+MODEL_FLAGS = ("bands", "blocks", "growth", "kernel", "clamp", "swapped", "shift", "attenuation", "turn_level",
+               "pilot", "sample_rate")
+PAIRS = {"w_stego": ("cover", "stego"), "w_cover": ("cover", "cover^"), "w_secret": ("secret", "secret^")}
+FAKES = tuple(fake for _, fake in PAIRS.values())
+AFFINE_ONLY = {*PAIRS, "w_z", "wave", "stft", "snr", "wavlm_weight", "adversarial", "noise", "robust_from"}
 ANEW_ON_RESUME = {"resume", "data_dir", "val_dir", "out_dir", "device", "workers", "save_every", "no_progress"}
 SILENCE = 1e-5  # mean square of a crop, -50 dBFS: under it there is nothing to hide or to hide in
 FULL_SCALE = 32768  # of 16-bit PCM
+
+
+def stop(message):
+    """End the run with one line on stderr, from one process."""
+    sys.exit(message if RANK == 0 else 1)
 
 
 # ---------------------------------------------------------------- flags
@@ -67,8 +89,14 @@ def parse_arguments(argv=None):
         group.add_argument(f"--{name}", type=kind, default=default, help=text, **more)
 
     group = parser.add_argument_group("data")
-    flag(group, "data_dir", str, "folder of speech, searched with all its subfolders", required=True, metavar="DIR")
-    flag(group, "val_dir", str, "folder to validate on (default: 5 percent of the files of --data_dir, at least 2)", metavar="DIR")
+    flag(group, "data_dir", str, "folder of speech, searched with all its subfolders", metavar="DIR")
+    flag(group, "hf_dataset", str, "instead, a dataset on the Hugging Face hub, or a folder that its `datasets` library reads; it is "
+         "streamed, and a run that goes on skips what it has used", metavar="NAME")
+    flag(group, "hf_config", str, "which of that dataset's configurations", metavar="NAME")
+    flag(group, "hf_split", str, "and which of its splits", "train", metavar="NAME")
+    flag(group, "hf_column", str, "and which of its columns", "audio", metavar="NAME")
+    flag(group, "val_dir", str, "folder to validate on (default: 5 percent of the files of --data_dir, at least 2; or the first "
+         "items of --hf_dataset)", metavar="DIR")
     flag(group, "crop", float, "length of a training crop in seconds", 2.0)
     flag(group, "gain", float, "each training crop's level is changed by up to this many dB, up or down", 0.0)
     flag(group, "val_pairs", int, "pairs in the fixed validation set, each of one crop's length", 64)
@@ -76,7 +104,8 @@ def parse_arguments(argv=None):
 
     group = parser.add_argument_group("network")
     flag(group, "preset", str, "what the other defaults come from", "lapped", choices=list(PRESETS))
-    flag(group, "init_from", str, "start from the weights in this model file or checkpoint; the network is the file's", metavar="FILE")
+    flag(group, "init_from", str, "start from the weights in this model file or checkpoint; the network is the file's, but for --shift and --pilot",
+         metavar="FILE")
     flag(group, "sample_rate", int, "rate in Hz that all audio is brought to")
     flag(group, "bands", int, "bands of the lapped transform; 1 works on the waveform itself")
     flag(group, "blocks", int, "affine couplings in the stack")
@@ -84,11 +113,15 @@ def parse_arguments(argv=None):
     flag(group, "kernel", int, "taps of these convs, odd")
     flag(group, "clamp", float, "bound of the log-scale")
     flag(group, "swapped", int, "bands exchanged by the swap initialisation")
+    flag(group, "shift", int, "bands below the top at which the secret's lowest go; 0 is where the cover is weakest")
     flag(group, "attenuation", float, "of the secret's bands in the swap, linear")
     flag(group, "turn_level", float, "root mean square of the cover's high bands above which a frame may be turned; 0 turns none")
 
+    flag(group, "pilot", float, "amplitude of the tone that tells the stego's gain, relative to the stego's level; 0 is none")
+
     group = parser.add_argument_group("losses", "The loss is W_STEGO L(cover, stego) + W_COVER L(cover, cover^) + W_SECRET "
-                                      "L(secret, secret^) + W_Z NLL(r), with L = WAVE * L1 + STFT * multi-resolution STFT - SNR * dB.")
+                                      "L(secret, secret^) + W_Z NLL(r), with L = WAVE * L1 + STFT * multi-resolution STFT - SNR * dB + "
+                                      "WAVLM_WEIGHT * WavLM distance.")
     flag(group, "w_stego", float, "weight of stego against cover")
     flag(group, "w_cover", float, "weight of the recovered cover against the cover")
     flag(group, "w_secret", float, "weight of the recovered secret against the secret")
@@ -96,6 +129,33 @@ def parse_arguments(argv=None):
     flag(group, "wave", float, "weight of the mean absolute difference of the waveforms")
     flag(group, "stft", float, "weight of the multi-resolution STFT distance")
     flag(group, "snr", float, "weight of the signal-to-noise ratio in dB, which saturates at 40")
+    flag(group, "snr_ceiling", float, "dB of it above which an item earns nothing", 40.0)
+    flag(group, "wavlm_weight", float, "weight of the distance between what WavLM hears")
+    flag(group, "wavlm_source", str, "torch.hub repository, folder with a hubconf.py, or torchaudio/WAVLM_BASE_PLUS", "bshall/knn-vc")
+    flag(group, "wavlm_distance", str, "between its hidden states", "l1", choices=["l1", "l2", "cosine"])
+
+    group = parser.add_argument_group("adversary", "A multi-scale STFT discriminator learns to tell cover and secret from stego, cover^ "
+                                      "and secret^; the network learns to mislead it.")
+    group.add_argument("--adversarial", action="store_true", help="add ADV_WEIGHT times the generator's hinge loss, and FEAT_WEIGHT "
+                       "times feature matching")
+    flag(group, "adv_weight", float, "weight of the discriminator's verdict", 1.0)
+    flag(group, "feat_weight", float, "weight of the mean absolute difference of its feature maps", 2.0)
+    flag(group, "disc_start", int, "steps before it begins to learn and to judge", 0)
+    flag(group, "disc_lr", float, "its Adam's learning rate", 1e-4)
+
+    group = parser.add_argument_group("noise", "What happens to the stego before it is revealed, another thing in each batch.")
+    flag(group, "noise", str, f"names from {', '.join(noise.NoiseLayer.kinds)}, with commas; one that stands there twice comes twice as "
+         "often", metavar="NAME,...")
+    flag(group, "robust_from", str, "the paper's robust stage: hide as the model in this file, and train a copy of it that reveals",
+         metavar="FILE")
+    for name, text in {"snr": "gaussian and speckle: dB below the stego", "cutoff": "lowpass: Hz", "bits": "quantize: bits a sample",
+                       "dropout": "dropout: share of the samples", "gain": "gain: dB"}.items():
+        low, high = noise.STRENGTHS[name]
+        group.add_argument(f"--noise_{name}", type=type(low), nargs=2, default=[low, high], metavar=("LOW", "HIGH"),
+                           help=f"{text} (default: {low:g} to {high:g})")
+    rates = noise.STRENGTHS["rates"]
+    group.add_argument("--noise_rates", nargs="+", default=list(rates), metavar="PART",
+                       help=f"resample: to one of these parts of the rate, and back (default: {' '.join(rates)})")
 
     group = parser.add_argument_group("optimisation")
     flag(group, "steps", int, "optimiser steps in all")
@@ -108,6 +168,7 @@ def parse_arguments(argv=None):
     flag(group, "warmup", int, "steps in which the learning rate rises from zero")
     flag(group, "clip", float, "largest norm of the gradient; a larger one is scaled down", 1.0)
     flag(group, "max_skipped", int, "this many non-finite steps in a row, each skipped, end the run", 20)
+    flag(group, "trained", str, "train only the parameters in whose names this is found; the others stay (default: all)", metavar="REGEX")
     flag(group, "seed", int, "of the weights, the data and the noise", 0)
 
     group = parser.add_argument_group("machine")
@@ -129,9 +190,13 @@ def parse_arguments(argv=None):
     args = parser.parse_args(argv)
     given = {action.dest for action in parser._actions for option in action.option_strings
              if option in [word.split("=")[0] for word in (sys.argv[1:] if argv is None else argv)]}
-    if args.preset == "lattice" and given & set(OBJECTIVES):
-        parser.error(f"--{min(given & set(OBJECTIVES))} has no parameter to reach in the lattice preset, "
-                     "which is trained by maximum likelihood: its loss is the bits that a sample of the secret takes")
+    if args.preset == "lattice" and given & AFFINE_ONLY:
+        parser.error(f"--{min(given & AFFINE_ONLY)} has no parameter to reach in the lattice preset: its cells and steps are computed, "
+                     "and what it learns is to predict sizes, by maximum likelihood")
+    if (args.data_dir is None) == (args.hf_dataset is None):
+        parser.error("give either --data_dir or --hf_dataset")
+    if args.robust_from and (args.init_from or not args.noise):
+        parser.error("--robust_from needs --noise, and takes the place of --init_from")
     for name, value in PRESETS[args.preset].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -151,7 +216,7 @@ def find_audio(folder):
     """(path, frames, rate) of all audio files under a folder, sorted by path. Files that cannot be read, or are empty,
     are named in one warning."""
     if not os.path.isdir(folder):
-        sys.exit(f"{folder} is not a folder")
+        stop(f"{folder} is not a folder")
     endings = {"." + name.lower() for name in soundfile.available_formats()} - {".raw"} | {".oga", ".opus", ".aif"}
     paths = sorted(os.path.join(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in names
                    if os.path.splitext(name)[1].lower() in endings)
@@ -166,7 +231,7 @@ def find_audio(folder):
             files.append((path, frames, info.samplerate))
         else:
             bad.append(path)
-    if bad:
+    if bad and RANK == 0:
         names = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
         print(f"skipped {len(bad)} of {len(paths)} files, empty or not readable: {names}", file=sys.stderr)
     return files
@@ -183,7 +248,7 @@ def split_files(args):
         train, val = files[count:], files[:count]
     for name, folder, part in (("train on", args.data_dir, train), ("validate on", args.val_dir or args.data_dir, val)):
         if len(part) < 2:
-            sys.exit(f"{folder} has {len(part)} audio files to {name}, and a cover and a secret need 2; "
+            stop(f"{folder} has {len(part)} audio files to {name}, and a cover and a secret need 2; "
                      f"{len(files)} readable audio files were found in {args.data_dir}")
     return train, val
 
@@ -194,7 +259,7 @@ def resampler(rate, wanted):
 
 
 class Pairs(Dataset):
-    """Pairs of crops of two different files: index -> cover, secret, float32 [T]. Pair n depends on seed and n alone."""
+    """Pairs of crops of two different files: n -> cover, secret, float32 [T], n. Pair n depends on seed and n alone."""
 
     def __init__(self, files, rate, samples, seed, gain=0.0):
         self.files, self.rate, self.samples, self.seed, self.gain = files, rate, samples, seed, gain
@@ -228,7 +293,71 @@ class Pairs(Dataset):
     def __getitem__(self, index):
         rng = self.rng(index)
         cover, chosen = self.crop(rng)
-        return cover, self.crop(rng, other=chosen)[0]
+        return cover, self.crop(rng, other=chosen)[0], index
+
+    def sample(self, count, first=1):
+        """Other crops, to measure on: [count, T]."""
+        return torch.stack([self.crop(self.rng(-first - i))[0] for i in range(count)])
+
+
+class HubPairs:
+    """Pairs of crops of the items of a Hugging Face dataset, streamed: pair n of a process is made of the items 2 n and
+    2 n + 1 of its share, which are shuffled among a thousand. Yields what `Pairs` gives."""
+
+    def __init__(self, stream, column, rate, samples, seed, gain=0.0, shuffled=1000):
+        self.stream, self.column, self.rate, self.samples, self.seed, self.gain = stream, column, rate, samples, seed, gain
+        self.shuffled = shuffled
+
+    def items(self, first, rank=0, world=1):
+        from datasets.distributed import split_dataset_by_node
+        stream = self.stream.shuffle(random.Random(self.seed).getrandbits(31), buffer_size=self.shuffled) if self.shuffled else self.stream
+        stream = split_dataset_by_node(stream, rank, world) if world > 1 else stream
+        for item in stream.repeat(None).skip(first):
+            yield item[self.column]
+
+    def crop(self, item, rng):
+        """A crop that is not silent of an item {"bytes": ..., "path": ...}, if there is any."""
+        with soundfile.SoundFile(io.BytesIO(item["bytes"]) if item["bytes"] else item["path"]) as file:
+            need = math.ceil(self.samples * file.samplerate / self.rate)
+            for _ in range(20):
+                file.seek(rng.randrange(max(1, file.frames - need + 1)))
+                x = torch.from_numpy(file.read(need, dtype="float32", always_2d=True).mean(1))
+                x = resampler(file.samplerate, self.rate)(x) if file.samplerate != self.rate and len(x) else x
+                x = functional.pad(x[:self.samples], (0, max(0, self.samples - len(x))))
+                if x.square().mean() > SILENCE:
+                    return x * 10 ** (rng.uniform(-self.gain, self.gain) / 20)
+        return 0.01 * torch.randn(self.samples, generator=torch.Generator().manual_seed(0))  # noise is better than a division by 0
+
+    def pairs(self, first=0, rank=0, world=1):
+        """From pair `first` of a process on; without end."""
+        items = self.items(2 * first, rank, world)
+        for n in itertools.count(first):
+            rng = random.Random(f"{self.seed}/{n * world + rank}")
+            yield self.crop(next(items), rng), self.crop(next(items), rng), n * world + rank
+
+    @functools.cache
+    def sample(self, count, first=1):
+        pairs = itertools.islice(self.pairs(), count // 2)
+        return torch.cat([torch.stack(pair[:2]) for pair in pairs])
+
+
+def open_hub(args):
+    """The items of --hf_dataset as a stream, and how many come first to validate on."""
+    try:
+        import datasets
+    except ImportError:
+        stop("--hf_dataset needs a package: pip install datasets")
+    try:
+        if os.path.exists(os.path.join(args.hf_dataset, "state.json")):  # what save_to_disk wrote
+            stream = datasets.load_from_disk(args.hf_dataset).to_iterable_dataset()
+        else:
+            stream = datasets.load_dataset(args.hf_dataset, args.hf_config, split=args.hf_split, streaming=True)
+        if args.hf_column not in next(iter(stream)):
+            raise ValueError(f"it has no column {args.hf_column}")
+        return stream.cast_column(args.hf_column, datasets.Audio(decode=False))
+    except Exception as error:  # of many kinds: no network, no such name, split or column
+        stop(f"--hf_dataset {args.hf_dataset} cannot be used ({str(error).strip().splitlines()[0]}); see its page for configurations, "
+             "splits and columns")
 
 
 def leave_signals_to_the_parent(worker):
@@ -236,25 +365,64 @@ def leave_signals_to_the_parent(worker):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def batches(pairs, batch_size, first, last, workers):
-    """Batches `first` to `last` (exclusive): each is two tensors [B, T]."""
-    return DataLoader(pairs, batch_size, sampler=range(first * batch_size, last * batch_size), num_workers=workers,
-                      worker_init_fn=leave_signals_to_the_parent)
+class Share:
+    """The numbers of this process's pairs, batch after batch: of every WORLD batches, one."""
+
+    def __init__(self, first, count, batch_size):
+        self.first, self.count, self.size = first, count, batch_size
+
+    def __len__(self):
+        return self.count * self.size
+
+    def __iter__(self):
+        starts = range(self.first + RANK * self.size, self.first + self.count * WORLD * self.size, WORLD * self.size)
+        return (n for start in starts for n in range(start, start + self.size))
 
 
-@torch.no_grad()
-def measure_level(pairs, bands, count=256):
-    """Long-term root mean square of each band of the lapped transform in the training data, [bands, 1]."""
-    crops = torch.stack([pairs.crop(pairs.rng(-1 - i))[0] for i in range(count)])
-    return wavinwav.lapped(crops, bands).square().mean((0, 2)).sqrt()[:, None].clamp_min(1e-6)
+class Stream(IterableDataset):
+    """What DataLoader reads of HubPairs, on this process, from its pair `first` on."""
+
+    def __init__(self, pairs, first):
+        self.pairs, self.first = pairs, first
+
+    def __iter__(self):
+        return self.pairs.pairs(self.first, RANK, WORLD)
+
+
+def batches(pairs, batch_size, first, count, workers):
+    """`count` batches of this process, after all processes together have used `first` pairs: cover, secret [B, T], and the
+    pairs' numbers [B]."""
+    if isinstance(pairs, HubPairs):
+        dataset, sampler, workers = Stream(pairs, first // WORLD), None, min(workers, 1)
+    else:
+        dataset, sampler = pairs, Share(first, count, batch_size)
+    return DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers, worker_init_fn=leave_signals_to_the_parent)
+
+
+def load_data(args, rate, samples):
+    """Pairs to train on, the fixed validation batches of this process, and a description."""
+    seed, count = f"train {args.seed}", math.ceil(args.val_pairs / args.batch_size / WORLD)
+    try:
+        if args.hf_dataset:
+            stream, reserved = open_hub(args), 0 if args.val_dir else 2 * args.val_pairs
+            train_pairs = HubPairs(stream.skip(reserved), args.hf_column, rate, samples, seed, args.gain)
+            val_pairs = HubPairs(stream.take(reserved), args.hf_column, rate, samples, "val", shuffled=0)
+            about = f"{args.hf_dataset} to train on, {args.val_dir or f'its first {reserved} items'} to validate on"
+            if args.val_dir:
+                val_pairs = Pairs(find_audio(args.val_dir), rate, samples, "val")
+        else:
+            train_files, val_files = split_files(args)
+            train_pairs = Pairs(train_files, rate, samples, seed, args.gain)
+            val_pairs = Pairs(val_files, rate, samples, "val")
+            about = f"{len(train_files)} files to train on, {len(val_files)} to validate on"
+        return train_pairs, list(itertools.islice(batches(val_pairs, args.batch_size, 0, count, 0), count)), about
+    except (RuntimeError, soundfile.LibsndfileError, StopIteration) as error:
+        stop(f"{args.data_dir or args.hf_dataset}: {error}")
 
 
 # ---------------------------------------------------------------- losses
 
-def quantise(x):
-    """What a 16-bit file keeps of x; the gradient passes straight through."""
-    return x + ((x * FULL_SCALE).round().clamp(-FULL_SCALE, FULL_SCALE - 1) / FULL_SCALE - x).detach()
-
+# ---------------------------------------------------------------- losses
 
 def snr(reference, estimate, floor=1e-10):
     """Signal-to-noise ratio in dB for each item, [B, T] -> [B]; it saturates at -10 log10(floor)."""
@@ -280,24 +448,22 @@ def stft_distance(reference, estimate):
     return total / 3
 
 
-def distance(args, reference, estimate):
+def distance(args, wavlm, reference, estimate):
     """L of the loss between two waveforms [B, T]."""
     terms = {
         "wave": lambda: (reference - estimate).abs().mean(),
         "stft": lambda: stft_distance(reference, estimate),
-        "snr": lambda: -snr(reference, estimate, floor=1e-4).mean(),
+        "snr": lambda: -snr(reference, estimate, floor=1e-4).clamp(max=args.snr_ceiling).mean(),
+        "wavlm_weight": lambda: wavlm(reference, estimate),
     }
     return sum(getattr(args, name) * term() for name, term in terms.items() if getattr(args, name))
 
 
-def total_loss(args, cover, secret, stego, r, cover_, secret_):
-    z = r[:, :cover.shape[1] // r.shape[2]]  # without the row of turned frames
-    terms = {
-        "w_stego": lambda: distance(args, cover, stego),
-        "w_cover": lambda: distance(args, cover, cover_),
-        "w_secret": lambda: distance(args, secret, secret_),
-        "w_z": lambda: 0.5 * (z.square().mean() + math.log(2 * math.pi)),
-    }
+def total_loss(args, wavlm, waves, r):
+    """The loss of waves {"cover": [B, T], ...} and r [B, bands (+ 1), F]."""
+    z = r[:, :waves["cover"].shape[1] // r.shape[2]]  # without the row of turned frames
+    terms = {weight: functools.partial(distance, args, wavlm, *map(waves.get, pair)) for weight, pair in PAIRS.items()}
+    terms["w_z"] = lambda: 0.5 * (z.square().mean() + math.log(2 * math.pi))
     return sum(getattr(args, name) * term() for name, term in terms.items() if getattr(args, name))
 
 
@@ -313,30 +479,174 @@ def learning_rate(step, args):
     return args.lr * 0.1 ** int(4 * done)
 
 
-def round_trip(model, cover, secret):
-    """Hide, keep what a 16-bit file keeps, reveal: stego, r, cover^, secret^."""
-    stego, r = model(cover, secret)
-    stego = quantise(stego)
-    return stego, r, *model.inverse(stego, model.draw_z(stego))
+def seeds_of(args, numbers, purpose):
+    """A seed for each pair, of its number, and for one of the things that random numbers are needed for."""
+    return [4 * (1_000_003 * args.seed + n) + purpose for n in numbers.tolist()]
 
 
-@torch.no_grad()
-def validate(model, loader, device):
-    """Mean stego SNR and secret SNR in dB on the fixed validation pairs."""
-    scores = []
-    for cover, secret in loader:
-        cover, secret = cover.to(device), secret.to(device)
-        stego, _, _, secret_ = round_trip(model, cover, secret)
-        scores.append(torch.stack([snr(cover, stego), snr(secret, quantise(secret_))]))
-    return torch.cat(scores, 1).mean(1).tolist()
+class AffineObjective(nn.Module):
+    """The losses and scores of an affine model on a batch; what DistributedDataParallel wraps."""
+
+    scores, validation = ["stego_snr", "secret_snr"], ["val_stego_snr", "val_secret_snr"]
+
+    def __init__(self, model, args, device, amp):
+        super().__init__()
+        self.model, self.args, self.amp, self.layer, self.wavlm = model, args, amp, None, None
+        model.recompute(args.recompute)
+        if args.noise:
+            strengths = {name: tuple(getattr(args, f"noise_{name}")) for name in noise.STRENGTHS}
+            self.layer = noise.NoiseLayer(args.noise.split(","), model.config.sample_rate, **strengths)
+        if args.wavlm_weight:
+            if RANK > 0:  # the first process downloads, the others find it there
+                distributed.barrier()
+            self.wavlm = wavlm_loss.WavLMLoss(args.wavlm_source, distance=args.wavlm_distance, sample_rate=model.config.sample_rate,
+                                              device=device)
+            if RANK == 0 and WORLD > 1:
+                distributed.barrier()
+
+    def round_trip(self, cover, secret, numbers, layer=None):
+        """Hide, keep what a 16-bit file keeps, change it, reveal: the waves, r."""
+        stego, r = self.model(cover, secret)
+        stego = changed = noise.quantize(stego, 16)
+        if layer:
+            seeds = seeds_of(self.args, numbers, 0)
+            changed = noise.quantize(layer(stego.float(), seeds[0] - 4 * RANK * len(seeds), seeds), 16)
+        z = self.model.draw_z(stego)
+        if self.model.config.latent == "normal":
+            z = noise.draw_items(torch.randn, seeds_of(self.args, numbers, 1), z.shape[1:]).to(z)
+        cover_, secret_ = self.model.inverse(changed, z, self.model.revealing)
+        return {"cover": cover, "secret": secret, "stego": stego, "cover^": cover_, "secret^": secret_}, r
+
+    def forward(self, cover, secret, numbers):
+        """-> loss, scores [2], waves."""
+        with self.amp():
+            waves, r = self.round_trip(cover, secret, numbers, self.layer)
+        with torch.no_grad():
+            scores = torch.stack([snr(cover, waves["stego"]).mean(), snr(secret, waves["secret^"]).mean()])
+        return total_loss(self.args, self.wavlm, waves, r), scores, waves
+
+    @torch.no_grad()
+    def validate(self, loader, device):
+        """Mean stego SNR and secret SNR in dB on the fixed validation pairs, under the noise if there is any."""
+        totals = torch.zeros(3)
+        for cover, secret, numbers in loader:
+            waves, _ = self.round_trip(cover.to(device), secret.to(device), numbers, self.layer)
+            secret_ = noise.quantize(waves["secret^"], 16)
+            scores = [snr(waves[name], x).sum().item() for name, x in (("cover", waves["stego"]), ("secret", secret_))]
+            totals += torch.tensor([*scores, len(cover)])
+        return mean_of_all(totals)
+
+    def goodness(self, values):
+        return sum(values)
+
+    def shown(self, values):
+        return f"stego {values[0]:.1f} dB, secret {values[1]:.1f} dB"
 
 
-def draw_steps(secrets):
-    """Random settings for secrets [N, T] in PCM units: steps 10 to 65 dB below their levels, and how far these follow the
-    signal; integers [N] each, as Lattice.forward takes them."""
+class LatticeObjective(nn.Module):
+    """The same for a lattice model: bits a sample, of secrets alone."""
+
+    scores, validation = [], ["val_bits"]
+
+    def __init__(self, model, args, device, amp):
+        super().__init__()
+        self.model, self.args = model, args
+
+    def forward(self, cover, secret, numbers):
+        secrets = FULL_SCALE * torch.cat([cover, secret])  # both are secrets; nothing depends on the cover
+        uniform = noise.draw_items(torch.rand, seeds_of(self.args, numbers, 2), (2, 2)).transpose(0, 1).flatten(0, 1)
+        step, shaping = (x.to(secrets.device) for x in draw_steps(secrets, *uniform.unbind(1)))
+        return self.model(secrets, step, shaping).mean(), secrets.new_zeros(0), {}
+
+    @torch.no_grad()
+    def validate(self, loader, device):
+        """Bits a sample that the lattice coder takes for the fixed validation crops, mean over four steps."""
+        totals = torch.zeros(2)
+        self.model.cpu()
+        for cover, secret, _ in loader:
+            secrets = FULL_SCALE * torch.cat([cover, secret])
+            coefficients = self.model.analyse(secrets, self.model.config.bands)
+            for step, shaping in ((64, 0), (192, 0), (320, 100), (384, 200)):
+                classes, integers, _ = self.model.quantise(coefficients, step, shaping)
+                totals += torch.tensor([self.model.cost(classes, integers).mean().item() * len(secrets), len(secrets)])
+        self.model.to(device)
+        return mean_of_all(totals)
+
+    def goodness(self, values):
+        return -values[0]
+
+    def shown(self, values):
+        return f"{values[0]:.3f} bits a sample"
+
+
+def mean_of_all(totals):
+    """Sums, of which the last is their number, over all processes -> means."""
+    if WORLD > 1:
+        distributed.all_reduce(totals)
+    return (totals[:-1] / totals[-1]).tolist()
+
+
+class Adversary:
+    """The discriminator and what trains it. It learns before it judges, on fakes that are detached; while it judges, its
+    weights are frozen."""
+
+    def __init__(self, args, device, amp, fp16):
+        self.args, self.amp = args, amp
+        self.network = discriminator.MultiScaleSTFTDiscriminator().to(device)
+        self.parallel = DistributedDataParallel(self.network, broadcast_buffers=False) if WORLD > 1 else self.network
+        self.optimiser = torch.optim.Adam(self.network.parameters(), args.disc_lr, betas=(0.5, 0.9))
+        self.scaler = torch.amp.GradScaler(device.type, enabled=fp16)
+
+    def look(self, waves, names, network):
+        """At some of the waves, all brought to the loudness of speech: of each, the logits of all scales, and the maps."""
+        real = {fake: cover for cover, fake in PAIRS.values()}
+        level = {name: waves[name].square().mean(1, keepdim=True).sqrt().clamp_min(1e-3) for name in ("cover", "secret")}
+        x = torch.cat([waves[name] / level[real.get(name, name)] for name in names])[:, None]
+        with self.amp():
+            logits, maps = network(x)
+        size = len(waves["cover"])
+        return [([x[i:i + size] for x in logits], [[x[i:i + size] for x in scale] for scale in maps]) for i in range(0, len(x), size)]
+
+    def learn(self, waves):
+        """One step of the discriminator. -> its loss, before the step."""
+        self.network.requires_grad_(True)
+        self.optimiser.zero_grad()
+        waves = {name: x.detach() for name, x in waves.items()}
+        logits = [logits for logits, _ in self.look(waves, ("cover", "secret", *FAKES), self.parallel)]
+        real, fake = ([torch.cat(scale) for scale in zip(*part)] for part in (logits[:2], logits[2:]))
+        loss = discriminator.discriminator_loss(real, fake)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimiser)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.args.clip)
+        if math.isfinite(norm):
+            self.scaler.step(self.optimiser)
+        self.scaler.update()
+        return loss.detach()
+
+    def judge(self, waves):
+        """-> the generator's loss, which is least where the discriminator is misled, and feature matching."""
+        self.network.requires_grad_(False)
+        with torch.no_grad():
+            (_, cover), (_, secret) = self.look(waves, ("cover", "secret"), self.network)
+        fakes = self.look(waves, FAKES, self.network)
+        verdict = sum(discriminator.generator_loss(logits) for logits, _ in fakes) / len(fakes)
+        matching = map(discriminator.feature_matching_loss, (cover, cover, secret), (maps for _, maps in fakes))
+        return verdict, sum(matching) / len(fakes)
+
+    def state_dict(self):
+        return {name: getattr(self, name).state_dict() for name in ("network", "optimiser", "scaler")}
+
+    def load_state_dict(self, state):
+        for name, value in state.items():
+            getattr(self, name).load_state_dict(value)
+
+
+def draw_steps(secrets, uniform_step, uniform_shaping):
+    """Settings for secrets [N, T] in PCM units, from uniform numbers [N]: steps 10 to 65 dB below their levels, and how far
+    these follow the signal; integers [N] each, as Lattice.forward takes them."""
     level = 0.5 * torch.log2(secrets.square().mean(1).cpu())
-    shaping = (256 * (1.4 * torch.rand(len(secrets)) - 0.4).clamp_min(0)).long()  # a third has none
-    step = 64 * (level - (10 + 55 * torch.rand(len(secrets))) / 6.02) - 0.75 * shaping
+    shaping = (256 * (1.4 * uniform_shaping - 0.4).clamp_min(0)).long()  # a third has none
+    step = 64 * (level - (10 + 55 * uniform_step) / 6.02) - 0.75 * shaping
     return step.long(), shaping
 
 
@@ -346,21 +656,9 @@ def count_tables(model, pairs, batches=8, count=32):
     generator = torch.Generator().manual_seed(0)
     samples = []
     for n in range(batches):
-        secrets = FULL_SCALE * torch.stack([pairs.crop(pairs.rng(-1000 - n * count - i))[0] for i in range(count)])
+        secrets = FULL_SCALE * pairs.sample(count, 1000 + n * count)
         samples.append((secrets, int(64 * 9 * (n + 0.5) / batches), int(256 * torch.rand(1, generator=generator)) * (n % 3 > 0)))
     model.measure(samples)
-
-
-@torch.no_grad()
-def validate_lattice(model, loader):
-    """Bits a sample that the lattice coder takes for the fixed validation crops, mean over four steps."""
-    secrets = FULL_SCALE * torch.cat([torch.cat(batch) for batch in loader])
-    coefficients = model.analyse(secrets, model.config.bands)
-    total = 0.0
-    for step, shaping in ((64, 0), (192, 0), (320, 100), (384, 200)):
-        classes, integers, _ = model.quantise(coefficients, step, shaping)
-        total += model.cost(classes, integers).mean().item() / 4
-    return total
 
 
 def start_metrics(path, step, header):
@@ -384,21 +682,27 @@ def main(argv=None):
         try:
             checkpoint = wavinwav.read_checkpoint(last_path)
         except FileNotFoundError:
-            sys.exit(f"{last_path} does not exist: there is nothing to resume")
+            stop(f"{last_path} does not exist: there is nothing to resume")
         except (ValueError, OSError) as error:
-            sys.exit(str(error))
+            stop(str(error))
         if "training" not in checkpoint:
-            sys.exit(f"{last_path} is a model, not a checkpoint: start from it with --init_from")
+            stop(f"{last_path} is a model, not a checkpoint: start from it with --init_from")
         saved = checkpoint["training"]["args"]
         for name in given - ANEW_ON_RESUME:
             if getattr(args, name) != saved[name]:
-                sys.exit(f"--{name} {getattr(args, name)} differs from the {saved[name]} of {last_path}; "
-                         "a resumed run keeps its flags (a new run can start with --init_from)")
+                stop(f"--{name} {getattr(args, name)} differs from the {saved[name]} of {last_path}; "
+                     "a resumed run keeps its flags (a new run can start with --init_from)")
         vars(args).update({name: value for name, value in saved.items() if name not in ANEW_ON_RESUME})
     elif os.path.exists(last_path):
-        sys.exit(f"{last_path} exists: go on with --resume, or give another --out_dir")
+        stop(f"{last_path} exists: go on with --resume, or give another --out_dir")
 
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    # the machine: one process, or one of WORLD that torchrun has started
+    local = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if WORLD > 1 else "cuda"
+    device = torch.device(args.device or (local if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if WORLD > 1 and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     precision = args.amp
     if precision == "auto":
         precision = "fp32" if device.type != "cuda" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
@@ -407,143 +711,166 @@ def main(argv=None):
 
     # the network
     torch.manual_seed(args.seed)
+    source = args.robust_from or args.init_from
+    altered = {name: getattr(args, name) for name in ("shift", "pilot") if getattr(args, name) is not None}
     try:
-        if args.init_from and not checkpoint:
-            model = wavinwav.load(args.init_from).train()
-        elif checkpoint:
+        if checkpoint:
             model = wavinwav.build(Config(**checkpoint["config"]))
+        elif args.robust_from:
+            model = wavinwav.altered(wavinwav.load(source), robust=True, **altered).train()
+        elif args.init_from:
+            model = wavinwav.load(source)
+            model = (wavinwav.altered(model, **altered) if altered else model).train()
         else:
             changes = {name: getattr(args, name) for name in MODEL_FLAGS if getattr(args, name) is not None}
             model = wavinwav.build(getattr(Config, args.preset)(**changes))
     except (ValueError, OSError) as error:
-        sys.exit(str(error))
-    config, lattice = model.config, isinstance(model, Lattice)
-    if lattice != (args.preset == "lattice"):
-        sys.exit(f"{args.init_from} holds a model of preset {config.preset}; give --preset {config.preset}")
-    if not lattice:
-        model.recompute(args.recompute)
+        stop(str(error))
+    config = model.config
+    if (config.preset == "lattice") != (args.preset == "lattice"):
+        stop(f"{source} holds a model of preset {config.preset}; give --preset {config.preset}")
+
+    for name, parameter in model.named_parameters():
+        frozen = config.robust and not name.startswith("robust_blocks.")  # the robust stage hides as before
+        parameter.requires_grad_(not frozen and bool(re.search(args.trained or "", name)))
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not trained:
+        stop(f"--trained {args.trained} is in the name of no parameter that can be trained, such as {name}")
 
     # the data
-    train_files, val_files = split_files(args)
     samples = max(1, round(args.crop * config.sample_rate / config.bands)) * config.bands
-    train_pairs = Pairs(train_files, config.sample_rate, samples, f"train {args.seed}", args.gain)
-    val_pairs = Pairs(val_files, config.sample_rate, samples, "val")
-    try:
-        val_set = list(batches(val_pairs, args.batch_size, 0, math.ceil(args.val_pairs / args.batch_size), 0))
-        if config.bands > 1 and not args.init_from and not checkpoint:
-            level = measure_level(train_pairs, config.bands)
-            model.level.copy_((8 * torch.log2(FULL_SCALE * level[:, 0])).floor() if lattice else level)
-    except RuntimeError as error:
-        sys.exit(f"{args.data_dir}: {error}")
+    train_pairs, val_set, about = load_data(args, config.sample_rate, samples)
+    if config.bands > 1 and not source and not checkpoint:
+        coefficients = wavinwav.lapped(train_pairs.sample(256), config.bands)
+        level = coefficients.square().mean((0, 2)).sqrt().clamp_min(1e-6)
+        model.level.copy_((8 * torch.log2(FULL_SCALE * level)).floor() if args.preset == "lattice" else level[:, None])
     model.to(device)
 
-    # the optimiser
-    direct = [p for name, p in model.named_parameters() if ".direct." in name]
-    others = [p for name, p in model.named_parameters() if ".direct." not in name]
-    groups = [dict(params=others, scale=1.0), dict(params=direct, scale=args.direct_lr)]
+    # what is trained, and how
+    try:
+        objective = (LatticeObjective if args.preset == "lattice" else AffineObjective)(model, args, device, amp)
+        adversary = Adversary(args, device, amp, precision == "fp16") if args.adversarial else None
+    except (ValueError, RuntimeError) as error:
+        stop(str(error))
+    parallel = objective
+    if WORLD > 1:  # robust: the last phi in the way back changes nothing but cover^
+        parallel = DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=config.robust)
+    groups = [dict(params=[p for name, p in trained.items() if (".direct." in name) == direct], scale=scale)
+              for direct, scale in ((False, 1.0), (True, args.direct_lr))]
     optimiser = torch.optim.Adam([group for group in groups if group["params"]], lr=args.lr, betas=(0.9, args.beta2))
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
     # the state of the run
-    first_step, best, skipped, in_a_row = 0, -math.inf, 0, 0
-    window = torch.zeros(5, device=device)  # sums since the last row: loss, stego SNR, secret SNR, gradient norm, steps
+    first_step, pairs, best, skipped, in_a_row = 0, 0, -math.inf, 0, 0
+    measured = ["loss", *objective.scores, *(["disc_loss", "adv_loss", "feat_loss"] if adversary else []), "grad_norm"]
+    window = torch.zeros(len(measured) + 1, device=device)  # their sums since the last row, and the number of steps
     if checkpoint:
         training = checkpoint["training"]
         model.load_state_dict(checkpoint["state_dict"])
         optimiser.load_state_dict(training["optimiser"])
         scaler.load_state_dict(training["scaler"])
-        first_step, best, skipped, in_a_row = (training[name] for name in ("step", "best", "skipped", "in_a_row"))
+        if adversary:
+            adversary.load_state_dict(training["adversary"])
+        first_step, pairs, best, skipped, in_a_row = (training[name] for name in ("step", "pairs", "best", "skipped", "in_a_row"))
         window = training["window"].to(device)
-
-    os.makedirs(args.out_dir, exist_ok=True)
-    header = ["step", "loss", "stego_snr", "secret_snr", "grad_norm", "lr", "skipped", "val_stego_snr", "val_secret_snr"]
-    if lattice:
-        header = ["step", "loss", "grad_norm", "lr", "skipped", "val_bits"]
-    metrics = start_metrics(os.path.join(args.out_dir, "metrics.csv"), first_step, header)
+    if RANK == 0:
+        os.makedirs(args.out_dir, exist_ok=True)
+        header = ["step", *measured, "lr", "skipped", *objective.validation]
+        metrics = start_metrics(os.path.join(args.out_dir, "metrics.csv"), first_step, header)
     stopped = []
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda number, frame: stopped.append(number))
 
     def save(step):
-        model.save(last_path, training=dict(
-            args=vars(args), step=step, best=best, skipped=skipped, in_a_row=in_a_row, window=window.cpu(),
-            optimiser=optimiser.state_dict(), scaler=scaler.state_dict()))
+        shared = window.clone()
+        if WORLD > 1:
+            distributed.all_reduce(shared)
+        if RANK == 0:
+            model.save(last_path, training=dict(
+                args=vars(args), step=step, pairs=pairs, best=best, skipped=skipped, in_a_row=in_a_row, window=shared.cpu() / WORLD,
+                optimiser=optimiser.state_dict(), scaler=scaler.state_dict(), adversary=adversary and adversary.state_dict()))
 
-    count = sum(p.numel() for p in model.parameters())
-    print(f"{args.preset}: {count:,} parameters, {len(train_files)} files to train on, {len(val_files)} to validate on, "
-          f"{device}, {precision}, steps {first_step} to {args.steps}, in {args.out_dir}")
-    loader = iter(batches(train_pairs, args.batch_size, first_step * args.accumulate, args.steps * args.accumulate, args.workers))
-    bar = tqdm(total=args.steps, initial=first_step, disable=args.no_progress, dynamic_ncols=True)
-    validated = [math.nan] if lattice else [math.nan, math.nan]
+    if RANK == 0:
+        count = sum(p.numel() for p in trained.values())
+        print(f"{args.preset}: {count:,} parameters to train, {about}, {WORLD} x {device}, {precision}, steps {first_step} to "
+              f"{args.steps}, in {args.out_dir}")
+    loader = iter(batches(train_pairs, args.batch_size, pairs, (args.steps - first_step) * args.accumulate, args.workers))
+    bar = tqdm(total=args.steps, initial=first_step, disable=args.no_progress or RANK > 0, dynamic_ncols=True)
+    validated = [math.nan] * len(objective.validation)
     for step in range(first_step, args.steps):
         rate = learning_rate(step, args)
         for group in optimiser.param_groups:
             group["lr"] = rate * group["scale"]
-        torch.manual_seed(args.seed * 1_000_003 + step)  # of z: the numbers of a step do not depend on those before
+        judging = adversary and step >= args.disc_start
         optimiser.zero_grad()
-        for _ in range(args.accumulate):
-            cover, secret = (x.to(device, non_blocking=True) for x in next(loader))
-            if lattice:  # both are secrets; nothing depends on the cover
-                secrets = FULL_SCALE * torch.cat([cover, secret])
-                loss = model(secrets, *(x.to(device) for x in draw_steps(secrets))).mean() / args.accumulate
-            else:
-                with amp():
-                    stego, r, cover_, secret_ = round_trip(model, cover, secret)
-                loss = total_loss(args, cover, secret, stego, r, cover_, secret_) / args.accumulate
-            scaler.scale(loss).backward()
+        for micro in range(args.accumulate):
+            cover, secret, numbers = next(loader)
+            cover, secret = (x.to(device, non_blocking=True) for x in (cover, secret))
+            last = WORLD == 1 or micro == args.accumulate - 1
+            with contextlib.nullcontext() if last else parallel.no_sync():
+                loss, scores, waves = parallel(cover, secret, numbers)
+                against = []
+                if adversary:
+                    against = [torch.zeros((), device=device)] * 3
+                if judging:
+                    against = [adversary.learn(waves), *adversary.judge(waves)]
+                    loss = loss + args.adv_weight * against[1] + args.feat_weight * against[2]
+                scaler.scale(loss / args.accumulate).backward()
             with torch.no_grad():
-                window[0] += loss.nan_to_num()
-                if not lattice:
-                    scores = torch.stack([snr(cover, stego).mean(), snr(secret, secret_).mean()]) / args.accumulate
-                    window[1:3] += scores.nan_to_num()
+                window[:-2] += torch.stack([loss, *scores, *against]).nan_to_num() / args.accumulate
+            pairs += len(cover) * WORLD
         scaler.unscale_(optimiser)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
+        norm = nn.utils.clip_grad_norm_(trained.values(), args.clip)
         if math.isfinite(norm):
             scaler.step(optimiser)
             in_a_row = 0
         else:
             skipped, in_a_row = skipped + 1, in_a_row + 1
             if in_a_row >= args.max_skipped:
-                sys.exit(f"the gradient was not finite {in_a_row} times in a row, the last at step {step + 1}: "
-                         "try a lower --lr, other weights of the losses, or --amp fp32")
+                stop(f"the gradient was not finite {in_a_row} times in a row, the last at step {step + 1}: "
+                     "try a lower --lr, other weights of the losses, or --amp fp32")
         scaler.update()
-        window[3:] += torch.stack([norm.nan_to_num(0, 0, 0), torch.ones_like(norm)])
+        window[-2:] += torch.stack([norm.nan_to_num(0, 0, 0), torch.ones_like(norm)])
         done = step + 1
         bar.update()
+        if WORLD > 1:  # one process may have heard of it before another
+            flag = torch.tensor(max(stopped, default=0), device=device)
+            distributed.all_reduce(flag, distributed.ReduceOp.MAX)
+            stopped = [flag.item()] if flag else []
 
         if done % args.log_every == 0 or done == args.steps:
-            loss_mean, stego_mean, secret_mean, norm_mean, _ = (window / window[4]).tolist()
+            if WORLD > 1:
+                distributed.all_reduce(window)
+            means = dict(zip(measured, (window / window[-1]).tolist()))
             window.zero_()
-            scores = ["", ""]
-            if done % args.val_every == 0 or done == args.steps:
-                if lattice:
+            fresh = done % args.val_every == 0 or done == args.steps
+            if fresh:
+                if args.preset == "lattice":
                     model.cpu()
                     count_tables(model, train_pairs)
-                    validated = [-validate_lattice(model, val_set)]
-                    model.to(device)
-                else:
-                    validated = validate(model, val_set, device)
-                scores = [f"{abs(score):.4f}" for score in validated] if lattice else [f"{score:.4f}" for score in validated]
-                if sum(validated) > best:
-                    best = sum(validated)
-                    model.save(best_path)
-            means = [] if lattice else [f"{stego_mean:.4f}", f"{secret_mean:.4f}"]
-            csv.writer(metrics).writerow([done, f"{loss_mean:.6g}", *means, f"{norm_mean:.4g}", f"{rate:.4g}", skipped,
-                                          *scores[:len(validated)]])
-            if lattice:
-                bar.set_postfix_str(f"{loss_mean:.3f} bits a sample, lr {rate:.1e}, validation {-validated[0]:.3f} bits")
-            else:
-                bar.set_postfix_str(f"stego {stego_mean:.1f} dB, secret {secret_mean:.1f} dB, lr {rate:.1e}, "
-                                    f"validation {validated[0]:.1f} / {validated[1]:.1f} dB")
+                validated = objective.validate(val_set, device)
+                if objective.goodness(validated) > best:
+                    best = objective.goodness(validated)
+                    if RANK == 0:
+                        model.save(best_path)
+            if RANK == 0:
+                csv.writer(metrics).writerow([
+                    done, *(f"{value:.6g}" for value in means.values()), f"{rate:.4g}", skipped,
+                    *(f"{value:.4f}" if fresh else "" for value in validated)])
+                now = [means[name] for name in objective.scores] or [means["loss"]]
+                bar.set_postfix_str(f"{objective.shown(now)}, lr {rate:.1e}, validation {objective.shown(validated)}")
         if done % args.save_every == 0 or done == args.steps or stopped:
             save(done)
         if stopped:
             bar.close()
-            print(f"stopped after step {done}: {last_path} is written, go on with --resume", file=sys.stderr)
+            if RANK == 0:
+                print(f"stopped after step {done}: {last_path} is written, go on with --resume", file=sys.stderr)
             sys.exit(128 + stopped[0])
     bar.close()
-    unit = f"{-best:.3f} bits a sample" if lattice else f"stego + secret SNR {best:.1f} dB"
-    print(f"done: {best_path} is the best model, {unit} in validation")
+    if RANK == 0:
+        print(f"done: {best_path} is the best model, {objective.shown(validated)} in the last validation")
+    if WORLD > 1:
+        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

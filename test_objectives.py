@@ -1,0 +1,248 @@
+"""Each objective of train.py in real, short runs: what it changes, resumed after a kill, and in many processes."""
+
+import contextlib
+import itertools
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import noise
+import train
+import wavinwav
+from test_train import HERE, TINY, TINY_LATTICE, TINY_PAPER, command, rows, voice, weights
+
+SHORT = [*TINY[:6], "--crop", "0.13", *TINY[8:]]  # just the longest window of the discriminator
+HUB = '''
+import torch, torchaudio
+def wavlm_large(pretrained=True, progress=True, device="cpu"):
+    torch.manual_seed(0)
+    return torchaudio.models.wavlm_model(
+        extractor_mode="layer_norm", extractor_conv_layer_config=[(16, 10, 5), (16, 8, 4), (16, 4, 2)], extractor_conv_bias=False,
+        encoder_embed_dim=16, encoder_projection_dropout=0.0, encoder_pos_conv_kernel=8, encoder_pos_conv_groups=2, encoder_num_layers=2,
+        encoder_num_heads=2, encoder_num_buckets=8, encoder_max_distance=16, encoder_attention_dropout=0.0,
+        encoder_ff_interm_features=32, encoder_ff_interm_dropout=0.0, encoder_dropout=0.0, encoder_layer_norm_first=True,
+        encoder_layer_drop=0.0, aux_num_out=None).eval()
+'''
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("voices")
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        soundfile.write(folder / f"{i}.wav", voice(1, 16000, i) + 0.02 * rng.standard_normal(16000), 16000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hub")
+    (folder / "hubconf.py").write_text(HUB)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(data, tmp_path_factory):
+    """A small model, trained a little without noise."""
+    folder = tmp_path_factory.mktemp("clean")
+    run(data, folder, *TINY, "--steps", 40, "--lr", "3e-3", "--val_every", 40)
+    return folder / "best.pt"
+
+
+def run(data, folder, *flags):
+    """train.py in this process, which has loaded torch already."""
+    torch.set_num_threads(1)
+    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    train.main([str(flag) for flag in [*(["--data_dir", data] if data else []), "--out_dir", folder, *flags]])
+    for number, handler in handlers:
+        signal.signal(number, handler)
+    return rows(folder)
+
+
+def torchrun(count, *flags):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count), "--master_port", str(port),
+            os.path.join(HERE, "train.py"), *map(str, flags)]
+
+
+def secret_snr(path, change):
+    """Of a fixed pair, after the stego has changed."""
+    model = wavinwav.load(path)
+    cover, secret = (torch.stack([torch.from_numpy(voice(2, 16000, seed + i)) for i in range(4)]) for seed in (30, 40))
+    stego, _ = model.hide(cover, secret)
+    return train.snr(secret, model.reveal(change(noise.quantize(stego, 16)))[1]).mean().item(), stego
+
+
+def hiss(x):
+    return noise.gaussian(x, torch.randn(x.shape, generator=torch.Generator().manual_seed(5)), 30)
+
+
+def test_noise_in_training_helps_against_noise(data, model, tmp_path):
+    flags = [*TINY[4:], "--init_from", model, "--steps", 100, "--lr", "3e-3", "--val_every", 100]
+    run(data, tmp_path / "noise", *flags, "--noise", "gaussian", "--noise_snr", 30, 30)
+    assert secret_snr(tmp_path / "noise" / "last.pt", hiss)[0] > secret_snr(model, hiss)[0] + 3
+
+
+def test_robust_stage_reveals_better_and_hides_the_same(data, model, tmp_path):
+    run(data, tmp_path, *TINY[4:], "--robust_from", model, "--noise", "gaussian", "--noise_snr", 30, 30, "--steps", 100, "--lr", "3e-3",
+        "--val_every", 100)
+    before, stego_before = secret_snr(model, hiss)
+    after, stego_after = secret_snr(tmp_path / "last.pt", hiss)
+    assert torch.equal(stego_before, stego_after)
+    assert after > before + 3
+    first, second = wavinwav.load(model).state_dict(), wavinwav.load(tmp_path / "last.pt").state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_discriminator_learns_from_waves_that_are_detached(data, model, tmp_path):
+    flags = [*SHORT[4:], "--init_from", model, "--adversarial", "--disc_lr", "1e-3", "--clip", 10, "--val_every", 30]
+    found = run(data, tmp_path, *flags, "--adv_weight", 0, "--feat_weight", 0, "--disc_start", 2, "--steps", 30)
+    losses = [float(row["disc_loss"]) for row in found]
+    assert losses[0] == 0 and min(losses[-4:]) < 0.9 * losses[1], "it starts late, and then learns"
+    network = wavinwav.load(tmp_path / "best.pt")
+    assert network.state_dict().keys() == wavinwav.load(model).state_dict().keys(), "it stays out of the model"
+
+    # then the network learns to mislead it, as it stands
+    args, _ = train.parse_arguments(["--data_dir", str(data), *SHORT, "--adversarial"])
+    adversary = train.Adversary(args, torch.device("cpu"), contextlib.nullcontext, False)
+    adversary.load_state_dict(wavinwav.read_checkpoint(tmp_path / "last.pt")["training"]["adversary"])
+    before = {name: value.clone() for name, value in adversary.network.state_dict().items()}
+    objective = train.AffineObjective(network.train(), args, torch.device("cpu"), contextlib.nullcontext)
+    cover, secret = (torch.stack([torch.from_numpy(voice(0.128, 16000, seed + i)) for i in range(4)]) for seed in (30, 40))
+    optimiser, verdicts, matches = torch.optim.Adam(network.parameters(), 1e-3), [], []
+    for _ in range(8):
+        _, _, waves = objective(cover, secret, torch.arange(4))
+        verdict, features = adversary.judge(waves)
+        optimiser.zero_grad()
+        (verdict + features).backward()
+        optimiser.step()
+        verdicts.append(verdict.item())
+        matches.append(features.item())
+    assert verdicts[-1] + matches[-1] < verdicts[0] + matches[0] - 0.02, (verdicts, matches)
+    assert all(torch.equal(before[name], value) for name, value in adversary.network.state_dict().items())
+    assert all(parameter.grad is None for parameter in adversary.network.parameters())
+    optimiser.zero_grad()
+    adversary.learn(waves)
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert any(not torch.equal(before[name], value) for name, value in adversary.network.state_dict().items())
+
+
+def test_wavlm_brings_its_distance_down(data, model, hub, tmp_path):
+    run(data, tmp_path, *TINY[4:], "--init_from", model, "--steps", 40, "--lr", "1e-3", "--wavlm_source", hub, "--wavlm_weight", 30,
+        "--snr", 0.1)
+    teacher, found = train.wavlm_loss.WavLMLoss(str(hub)), []
+    cover, secret = (torch.stack([torch.from_numpy(voice(2, 16000, seed + i)) for i in range(4)]) for seed in (30, 40))
+    for network in map(wavinwav.load, (model, tmp_path / "last.pt")):
+        stego, _ = network.hide(cover, secret)
+        with torch.no_grad():
+            distance = teacher(cover, stego) + teacher(secret, network.reveal(stego)[1])
+        found.append((distance.item(), train.snr(cover, stego).mean().item()))
+    (before, snr_before), (after, snr_after) = found
+    assert after < 0.95 * before and snr_after > snr_before - 2, found
+    assert network.state_dict().keys() == wavinwav.load(model).state_dict().keys(), "the teacher stays out"
+
+
+EVERYTHING = ["--adversarial", "--disc_start", "3", "--crop", "0.13", "--noise", "identity,gaussian,speckle,resample,lowpass,quantize,dropout,gain"]
+
+
+def test_killed_and_resumed_with_everything_on(data, hub, tmp_path):
+    flags = ["--data_dir", data, *TINY, *EVERYTHING, "--wavlm_weight", "1", "--wavlm_source", hub, "--steps", 10]
+    whole = tmp_path / "whole"
+    subprocess.run(command(*flags, "--out_dir", whole), check=True, capture_output=True)
+    cut = tmp_path / "cut"
+    process = subprocess.Popen(command(*flags, "--out_dir", cut), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (cut / "last.pt").exists() and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(random.random() * 0.5)
+    process.kill()
+    process.wait()
+    step = wavinwav.read_checkpoint(cut / "last.pt")["training"]["step"]
+    assert 0 < step < 10, "killed too late to show anything"
+    subprocess.run(command(*flags, "--out_dir", cut, "--resume"), check=True, capture_output=True)
+    assert torch.equal(weights(cut / "last.pt"), weights(whole / "last.pt"))
+    a, b = (wavinwav.read_checkpoint(folder / "last.pt")["training"]["adversary"]["network"] for folder in (cut, whole))
+    assert all(torch.equal(a[name], b[name]) for name in b)
+    assert (cut / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
+
+
+@pytest.mark.parametrize("flags", [[*TINY, *EVERYTHING], TINY_PAPER, TINY_LATTICE], ids=["lapped", "paper", "lattice"])
+def test_two_processes_train_as_one(data, tmp_path, flags):
+    """Without clipping: where it makes gradients small, Adam's epsilon makes more of the last bits of them."""
+    flags = ["--data_dir", data, *flags, "--clip", 1e6, "--steps", 6, "--val_every", 2, "--amp", "fp32"]
+    done = subprocess.run(torchrun(2, *flags, "--out_dir", tmp_path / "two"), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("parameters to train") == 1
+    run(data, tmp_path / "one", *flags[2:], "--batch_size", 4)
+    one, two = (weights(tmp_path / name / "last.pt") for name in ("one", "two"))
+    assert (one - two).abs().max() < 1e-5
+    for a, b in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            assert a[name] == b[name] or abs(float(a[name]) - float(b[name])) < 2e-3 * (1 + abs(float(a[name]))), (name, a, b)
+
+
+def test_another_number_of_processes_goes_on(data, tmp_path):
+    """Stopped between checkpoints while two processes train; one goes on, with the pairs that come next."""
+    flags = ["--data_dir", data, *TINY, "--steps", 2000, "--save_every", 1000, "--out_dir", tmp_path]
+    process = subprocess.Popen(torchrun(2, *flags), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "metrics.csv").exists() or len(rows(tmp_path)) < 2:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    saved = wavinwav.read_checkpoint(tmp_path / "last.pt")["training"]
+    assert 4 <= saved["step"] < 2000 and saved["pairs"] == 4 * saved["step"]
+    process = subprocess.Popen(command("--data_dir", data, *TINY, "--out_dir", tmp_path, "--resume"), stderr=subprocess.PIPE, text=True)
+    while len(rows(tmp_path)) < saved["step"] // 2 + 2:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert "go on with --resume" in process.communicate(timeout=60)[1]
+    again = wavinwav.read_checkpoint(tmp_path / "last.pt")["training"]
+    assert again["pairs"] - saved["pairs"] == 2 * (again["step"] - saved["step"]) > 0
+
+
+def test_shares_do_not_overlap(monkeypatch):
+    """Of 3 steps of 2 accumulations, on 3 processes."""
+    monkeypatch.setattr(train, "WORLD", 3)
+    found = []
+    for rank in range(3):
+        monkeypatch.setattr(train, "RANK", rank)
+        found.append(list(train.Share(10, 6, 4)))
+    assert sorted(sum(found, [])) == list(range(10, 10 + 3 * 6 * 4))
+    assert found[1][:4] == [14, 15, 16, 17]
+
+
+def test_dataset_by_name(data, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    content = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted(data.iterdir())]
+    table = datasets.Dataset.from_dict({"speech": content, "text": ["some words"] * 8}).cast_column("speech", datasets.Audio(decode=False))
+    (tmp_path / "hub").mkdir()
+    table.to_parquet(tmp_path / "hub" / "train.parquet")
+    table.save_to_disk(tmp_path / "disk")
+    for name in ("hub", "disk"):
+        flags = ["--hf_dataset", tmp_path / name, "--hf_column", "speech", "--val_pairs", 2]
+        assert run(None, tmp_path / "out" / name, *TINY, *flags, "--steps", 4)[-1]["skipped"] == "0"
+        args, _ = train.parse_arguments([str(flag) for flag in [*flags, "--batch_size", 2]])
+        pairs, validation, about = train.load_data(args, 16000, 4000)
+        assert "its first 4 items" in about and [len(batch[0]) for batch in validation] == [2]
+        first = [[x.tolist() for x in pair[:2]] for pair in itertools.islice(pairs.pairs(), 7)]
+        again = [[x.tolist() for x in pair[:2]] for pair in itertools.islice(pairs.pairs(2), 5)]
+        assert first[2:] == again, "what a resumed run sees"
+        assert len({str(x) for pair in first for x in pair}) == 14
+        shares = [{str(item["bytes"]) for item in itertools.islice(pairs.items(0, rank, 2), 2)} for rank in (0, 1)]
+        assert not shares[0] & shares[1]
+    for flags, message in ((["--hf_split", "test"], "cannot be used"), (["--hf_column", "sound"], "cannot be used")):
+        with pytest.raises(SystemExit, match=message):
+            run(None, tmp_path / "not", *TINY, "--hf_dataset", tmp_path / "hub", *flags)
