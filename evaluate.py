@@ -693,7 +693,7 @@ def measure_step(rounds=5, blocks=2, seconds=0.5):
 
 def load_models(paths):
     """{label: model}: its preset, or its path where an earlier model has that. No paths: the shipped ones."""
-    shipped = [os.path.join(HERE, name) for name in ("wavinwav.pt", "wavinwav-affine.pt")]
+    shipped = [os.path.join(HERE, name) for name in ("wavinwav.pt", "wavinwav-affine.pt", "wavinwav-robust.pt")]
     models = {}
     for path in paths or [shipped[0], *filter(os.path.exists, shipped[1:])]:
         model = stego.load_model(path)

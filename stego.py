@@ -446,7 +446,7 @@ def hide_lattice(model, header, cipher, cover, secret, snr, shaping, masking):
         before = cover.read(part.samples.start, part.samples.stop)
         piece = secret.read(part.secret.start * secret.channels, part.secret.stop * secret.channels)
         piece = piece.view(-1, secret.channels).float()
-        stego, decoded = model.hide_part(header, cipher, part, before, piece, codes, shaping, cover.depth)
+        stego, decoded = model.hide_part(header, cipher, part, before, piece, codes, shaping, cover.depth, exact=False)
         decoded = decoded.round().clamp(-FULL_SCALE, FULL_SCALE - 1)
         return stego.numpy(), energy(stego - before), energy(decoded - piece)
 

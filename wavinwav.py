@@ -619,7 +619,7 @@ RESIDUAL = 14  # the class of what is left over when a lossless block's samples 
 FAVOUR = 0.3 - torch.arange(CLASSES).clamp(max=24) / 80  # by how much rounding for the ear favours larger magnitudes, by class
 SEGMENT = 512  # samples that share a width of cells, which the lowest two bits of the first three tell
 CODES = 3
-PART = 7680  # segments, about, that hold a part of the secret, worked on at once and without the others: 4 minutes at 16 kHz
+PART = 5120  # segments, about, that hold a part of the secret, worked on at once and without the others: 3 minutes at 16 kHz
 WIDTHS = [round(2 ** (code / 4)) for code in range(4, 4 + (1 << 2 * CODES))]  # from 2, in quarter octaves
 LEAST_SAMPLES = HEADER_SAMPLES + SEAL_SAMPLES + SEGMENT  # of a cover
 MASKING = 0.25  # the stego's noise power in a segment is proportional to this power of the cover's
@@ -824,8 +824,8 @@ class Lattice(nn.Module):
                     if group < 2:
                         last = window[row - 1, EDGE:-EDGE] if group == 0 else window[row, EDGE:-EDGE:4]
                         exponent = _step_exponent(last, bands, shaping)
-                    own = exponent.repeat_interleave(BIN // spacing, 0)
-                    scale, unit = scale - 128 * own, power[own]
+                    scale.view(len(exponent), -1, blocks).sub_(128 * exponent[:, None])
+                    unit = power[exponent].repeat_interleave(BIN // spacing, 0)
                 else:
                     unit = power[:1]
                 classes = scale.div_(256).floor_().add_(20).clamp_(0, CLASSES - 1).long()
@@ -976,23 +976,26 @@ class Lattice(nn.Module):
         """Samples [N, T] -> coefficients [F, M, N], the same on every machine for integers below 2 ** 22."""
         return torch.cat([lapped(x.double(), bands, exact=True).float().permute(2, 1, 0) for x in secret.split(FEW)], 2)
 
-    def synthesise(self, coefficients: Tensor) -> Tensor:
-        """[F, M, N] -> samples [N, T] in float64, the same on every machine for integers below 2 ** 22."""
-        return torch.cat([unlapped(x.double().permute(2, 1, 0), exact=True) for x in coefficients.split(FEW, 2)])
+    def synthesise(self, coefficients: Tensor, exact: bool = True) -> Tensor:
+        """[F, M, N] -> samples [N, T] in float64, the same on every machine for integers below 2 ** 22; or faster, in float32,
+        which is good enough to measure with."""
+        kind = torch.float64 if exact else torch.float32
+        return torch.cat([unlapped(x.to(kind).permute(2, 1, 0), exact=True) for x in coefficients.split(FEW, 2)])
 
-    def compress(self, secret: Tensor, bands: int, step: int, shaping: int, lossless: bool, rotated: bool
-                 ) -> tuple[list[Tensor], Tensor]:
-        """A secret [S, C] as the words of each block, and what `decompress` will make of them."""
-        frames, blocks = self.shape_of(len(secret), bands)
+    def compress(self, secret: Tensor, coefficients: Tensor, step: int, shaping: int, lossless: bool, rotated: bool,
+                 exact: bool = True) -> tuple[list[Tensor], Tensor]:
+        """A secret [S, C], whose blocks have these coefficients, as the words of each block, and what `decompress` will make of
+        them, nearly if not `exact`."""
+        frames, bands, _ = coefficients.shape
         turn = _rotate if rotated else lambda x: x
-        padded = _blocks(secret, frames * bands, blocks)
-        classes, integers, decoded = self.quantise(self.analyse(turn(padded), bands), step, shaping)
+        classes, integers, decoded = self.quantise(coefficients, step, shaping)
         if lossless:
-            exact = turn(self.synthesise(self.order(integers, frames, bands))).round()
-            rest = (padded.double() - exact).int().T.reshape(-1, bands // 8, len(padded))
+            found = turn(self.synthesise(self.order(integers, frames, bands))).round()
+            rest = (_blocks(secret, frames * bands, len(found) // secret.shape[1]).double() - found).int().T
+            rest = rest.reshape(-1, bands // 8, len(found))
             classes = torch.cat([classes, torch.full_like(rest, RESIDUAL, dtype=torch.uint8)])
             return self.encode(classes, torch.cat([integers, rest])), secret.double()
-        decoded = turn(self.synthesise(decoded)).reshape(secret.shape[1], -1)[:, :len(secret)].T
+        decoded = turn(self.synthesise(decoded, exact)).reshape(secret.shape[1], -1)[:, :len(secret)].T
         return self.encode(classes, integers), decoded
 
     def decompress(self, streams: list[Tensor | None], length: int, channels: int, bands: int, step: int, shaping: int,
@@ -1022,25 +1025,24 @@ class Lattice(nn.Module):
             secret[good] += rest
         return secret.view(channels, -1)[:, :length].T
 
-    def fit(self, secret: Tensor, bands: int, words: int, shaping: int | None) -> tuple[dict, list[Tensor], Tensor]:
-        """The finest form of a secret [S, C] that fits, with its table, into this number of words: what `compress` was
-        told, and what it gave. Without a given shaping, steps follow the signal the more, the fewer bits there are. Raises
-        ValueError if there is no room."""
+    def fit(self, secret: Tensor, bands: int, words: int, shaping: int | None, exact: bool = True
+            ) -> tuple[dict, list[Tensor], Tensor]:
+        """The finest form of a secret [S, C] that fits, with its table, into this number of words: what `decompress` needs to
+        be told, and what `compress` gave. Without a given shaping, steps follow the signal the more, the fewer bits there are.
+        Raises ValueError if there is no room."""
         frames, blocks = self.shape_of(len(secret), bands)
         rotated = _correlated(secret)
         padded = _blocks(secret, frames * bands, blocks)
-        padded = _rotate(padded) if rotated else padded
+        coefficients = self.analyse(_rotate(padded) if rotated else padded, bands)
         blocks, total = len(padded), padded.numel()
         room = words - 1 - 3 * blocks
         budget = 32 * (room - blocks * 3 * bands // 16) / total  # bits a coefficient; the coders' ends take 48 bits each
         budget *= 1 if blocks <= PROBE else 0.992  # a margin for what is not probed
         if shaping is None:
             shaping = round(256 * min(0.6, max(0.0, 1.12 - 0.19 * budget)))
-        hops = padded.view(-1, bands)
-        thin = torch.arange(0, len(hops) - 1, math.ceil(len(hops) / 2048))
-        thin = torch.cat([hops[thin], hops[thin + 1]], 1) @ lapped_basis(bands, hops.dtype, hops.device)
-        probe = padded[torch.linspace(0, blocks - 1, min(blocks, PROBE)).long()]
-        probe = self.analyse(probe, bands)[:frames if blocks <= PROBE else frames // 4]
+        thin = coefficients[torch.linspace(0, frames - 1, min(frames, math.ceil(2048 / blocks))).long()]
+        thin = thin.transpose(1, 2).flatten(0, 1)
+        probe = coefficients[:frames if blocks <= PROBE else frames // 4, :, torch.linspace(0, blocks - 1, min(blocks, PROBE)).long()]
 
         def features(x, step):
             size = (1 + x.abs() * 2 ** (-step / 64)).log2_().mean(1).double()
@@ -1060,9 +1062,10 @@ class Lattice(nn.Module):
             costs = self.cost(classes, integers).view(len(probe), bands, -1).mean(1).to(function)
             function = torch.linalg.lstsq(features(probe, step).flatten(0, 1), costs.flatten()[:, None]).solution[:, 0]
             last = step
+
         def attempt(step, shaping, lossless):
             mode = dict(step=step, shaping=shaping, lossless=lossless, rotated=rotated)
-            return mode, *self.compress(secret, bands, **mode)
+            return mode, *self.compress(secret, coefficients, **mode, exact=exact)
 
         def size(streams):
             return sum(map(len, streams))
@@ -1097,17 +1100,17 @@ class Lattice(nn.Module):
 
     @torch.no_grad()
     def hide_part(self, header: Header, cipher: Cipher, part: Part, cover: Tensor, secret: Tensor, codes: Tensor,
-                  shaping: float | None = None, depth: int = 16) -> tuple[Tensor, Tensor]:
+                  shaping: float | None = None, depth: int = 16, exact: bool = True) -> tuple[Tensor, Tensor]:
         """Hide a part of a secret, in units of 16-bit PCM [S, C], in its part of the cover, integers of `depth` bits [n],
         in cells of the widths that `choose_widths` gave for all segments. -> stego, like cover; what `reveal_part` will
-        give. Raises ValueError if there is no room."""
+        give, to float32 if not `exact`, which is faster. Raises ValueError if there is no room."""
         stego = cover.clone()
         if not len(secret):
             return stego, secret.double()
         segments, changed, codes = cover.view(-1, SEGMENT), stego.view(-1, SEGMENT), codes[part.segments]
         ends = _ends(codes)
         shaping = None if shaping is None else round(256 * shaping)
-        mode, streams, decoded = self.fit(secret, header.bands, int(ends[-1]), shaping)
+        mode, streams, decoded = self.fit(secret, header.bands, int(ends[-1]), shaping, exact)
         words = _place(mode, streams, ends.tolist(), cipher, part)
         used, limit = int(torch.searchsorted(ends, len(words))), 1 << depth - 1
         bits = _codes(cipher, part, codes)[:used, None] >> 2 * torch.arange(CODES) & 3
