@@ -697,7 +697,8 @@ def load_models(paths):
     models = {}
     for path in paths or [shipped[0], *filter(os.path.exists, shipped[1:])]:
         model = stego.load_model(path)
-        models[path if model.config.preset in models else model.config.preset] = model
+        label = "robust" if model.config.robust else model.config.preset
+        models[path if label in models else label] = model
     return models
 
 

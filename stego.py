@@ -548,7 +548,10 @@ def reveal(stego_path, secret_path, model, key=None, force=False, overwrite=Fals
             def work(part):
                 samples = stego.read(part.samples.start, part.samples.stop)
                 samples = functional.pad(samples, (0, part.samples.stop - part.samples.start - len(samples)))
-                secret, blocks, lost = model.reveal_part(header, cipher, part, samples)
+                try:
+                    secret, blocks, lost = model.reveal_part(header, cipher, part, samples)
+                except wavinwav.Damaged as error:
+                    raise StegoError(f"{stego_path}: {error}; get it as hide wrote it") from error
                 return to_pcm(secret / FULL_SCALE), blocks, lost
 
             blocks = lost = 0

@@ -259,7 +259,7 @@ def test_labels_of_models(tmp_path):
     other = str(tmp_path / "best.pt")
     os.symlink(AFFINE, other)
     assert list(evaluate.load_models([AFFINE, other])) == ["lapped", other]
-    assert list(evaluate.load_models(None)) == ["lattice", "lapped"]
+    assert list(evaluate.load_models(None)) == ["lattice", "lapped", "robust"]
 
 
 def test_flags_that_do_not_go_together(tmp_path, capsys):

@@ -4,6 +4,7 @@ import math
 import os
 
 import pytest
+import soundfile
 import torch
 
 import wavinwav
@@ -230,6 +231,16 @@ def test_parts_stand_alone(model, monkeypatch):
     assert model.reveal(stego)[1].shape == (3,), "fewer samples than parts"
 
 
+def test_words_that_end_too_soon_are_damage(model, monkeypatch):
+    """A block of half its length, with all checksums right."""
+    cover, secret = pcm(32000, seed=23), pcm(32000, seed=24)
+    encode = wavinwav.Lattice.encode
+    monkeypatch.setattr(wavinwav.Lattice, "encode", lambda *x: [words[:len(words) // 2] for words in encode(*x)])
+    stego, _ = model.hide(cover, secret, snr=40)
+    with pytest.raises(wavinwav.Damaged, match="end before"):
+        model.reveal(stego)
+
+
 def changed(stego, place):
     stego = stego.clone()
     stego[place] += (1 if stego[place] < 0 else -1) / 32768
@@ -321,6 +332,14 @@ def test_a_key_is_needed(model):
 def test_without_the_key_there_is_nothing(shipped, monkeypatch):
     """With all checks taken away, and with more told than anybody would know, another key decodes noise."""
     cover, secret = pcm(48000, seed=32), pcm(48000, seed=33)
+    try:
+        from pystoi import stoi
+    except ImportError:
+        with_stoi = False
+    else:
+        with_stoi = True
+        speech, rate = soundfile.read(os.path.join(os.path.dirname(os.path.abspath(__file__)), "examples", "secret.wav"))
+        secret = torch.from_numpy(speech[:48000]).float()
     stego, _ = shipped.hide(cover, secret, snr=50, key="right")
     samples, find, told = (stego * 32768).int(), wavinwav._find, {}
     header, cipher = wavinwav.Header.read(samples, "right", shipped.fingerprint())
@@ -340,6 +359,8 @@ def test_without_the_key_there_is_nothing(shipped, monkeypatch):
     assert correlation(right, secret) > 0.999
     for found in (wrong, none):
         assert found.abs().max() > 0 and correlation(found, secret) < 0.02
+        if with_stoi:
+            assert stoi(secret.numpy(), found.float().numpy(), 16000) < 0.15, "nobody understands it"
 
 
 def test_two_files_of_one_key_share_nothing(shipped):

@@ -454,7 +454,7 @@ class WavINN(nn.Module):
 # ---------------------------------------------------------------- the header and the seal of a stego, for models of both kinds
 
 FIELDS = struct.Struct(">4sQQIHB")  # a magic word, and what `Header` has
-MAGIC = b"WIW2"
+MAGIC = b"WIW3"  # changes with anything that a decoder must know, such as the size of parts
 NONCE, CHECK, TAG = 12, 4, 16  # bytes
 HEADER_SAMPLES = 4 * (NONCE + FIELDS.size + CHECK)  # the lowest two bits of the first samples
 SEAL_SAMPLES = 4 * TAG  # and of the last
@@ -869,56 +869,66 @@ class Lattice(nn.Module):
 
     # ------------------------------------------------ entropy coding
 
-    def split(self, classes: Tensor, integers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What codes an integer of a class: its place in the tables, whether it is an escape, and its number of low bits."""
-        low, magnitude = _low_bits(classes), integers.abs().long()
-        symbol = (magnitude >> low).clamp_(max=SYMBOLS - 1)
-        place = (classes - 4 * low).mul_(SYMBOLS).add_(symbol)
-        escape = (symbol == SYMBOLS - 1) | (self.frequency.take(place) == 0)
-        return torch.where(escape, place | SYMBOLS - 1, place), escape, torch.where(escape, 30, low)
+    def split(self, classes: Tensor, integers: Tensor) -> tuple[Tensor, Tensor]:
+        """What codes an integer of a class: its place in the tables, and its number of low bits. Any shape, int32."""
+        low = _low_bits(classes)
+        symbol = (integers.abs() >> low).clamp_(max=SYMBOLS - 1)
+        return symbol.add_(classes, alpha=SYMBOLS).add_(low, alpha=-4 * SYMBOLS), low
+
+    def escapes(self) -> tuple[Tensor, Tensor]:
+        """For each place in the tables, the one that codes it, and the least number of low bits: 30 for an escape."""
+        place = torch.arange(SHAPES * SYMBOLS)
+        escape = (self.frequency.flatten() == 0) | (place % SYMBOLS == SYMBOLS - 1)
+        return torch.where(escape, place | SYMBOLS - 1, place), 30 * escape
 
     def cost(self, classes: Tensor, integers: Tensor) -> Tensor:
         """Bits that coding each of the integers takes, less the coders' ends. Any shape."""
-        place, _, low = self.split(classes.long(), integers)
-        rarity = PRECISION - self.frequency.flatten().clamp_min(1).log2()
-        return rarity.take(place) + low + (integers != 0)
+        place, low = self.split(classes.int(), integers)
+        coded, least = self.escapes()
+        rarity = (PRECISION - self.frequency.flatten().clamp_min(1).log2())[coded]
+        return rarity[place] + torch.maximum(low, least[place]) + (integers != 0)
 
     def encode(self, classes: Tensor, integers: Tensor) -> list[Tensor]:
         """[S, L, N] -> for each block, words of 32 bits: the coders' states, then what they need in turn."""
-        starts = (self.frequency.cumsum(1) - self.frequency).flatten()
+        coded, least = self.escapes()
+        starts = self.frequency.cumsum(1) - self.frequency
+        table = least | (self.frequency.flatten()[coded].long() << 16) | (starts.flatten()[coded] << 32)
         state = torch.full(classes.shape[1:], LOWEST)
-        words, moved = [], []
+        # Filled from the end: what is coded last is decoded first. Twice in a step where there is an escape.
+        words, moved = (torch.empty(2 * len(classes), *state.shape, dtype=kind) for kind in (torch.int32, torch.bool))
+        row = len(words)
 
         def spill(full):
-            nonlocal state
-            words.append(state.int())  # keeps the low 32 bits
-            moved.append(full)
-            state = torch.where(full, state >> 32, state)
+            nonlocal row
+            row -= 1
+            words[row], moved[row] = state, full  # keeps the low 32 bits
+            state.bitwise_right_shift_(full.long().mul_(32))
 
-        # what is coded last is decoded first
         for classes, integers in zip(classes.split(PIECE)[::-1], integers.split(PIECE)[::-1]):
-            place, escape, low = self.split(classes.long(), integers)
-            width = low + (integers != 0)
-            raw = (integers.abs() & (1 << low) - 1).add_((integers < 0).long() << low)  # the sign above the low bits
-            frequency, start = self.frequency.take(place).long(), starts.take(place)
+            place, low = self.split(classes.int(), integers)
+            found = table.index_select(0, place.flatten()).view(place.shape)
+            least = found & 31
+            low = torch.maximum(low, least.int())
+            magnitude, beyond = integers.abs(), 1 << low
+            raw = torch.where(integers < 0, beyond, 0).add_(magnitude & beyond - 1).long()  # the sign above the low bits
+            width = magnitude.clamp_(max=1).add_(low).long()
+            frequency, start = found >> 16 & 0xFFFF, found >> 32
+            escapes = least.flatten(1).any(1).tolist()
             most = frequency << 63 - PRECISION - width  # what it needs room for
-            rest = (1 << PRECISION) - frequency
-            any_escape = escape.flatten(1).any(1)
-            columns = most, width, raw, frequency, start, rest, escape, any_escape
-            for most, width, raw, frequency, start, rest, escape, any_escape in zip(*(x.flip(0).unbind() for x in columns)):
-                full = state >= most
-                if any_escape:
-                    full = torch.where(escape, state >> 63 - width > 0, full)
-                spill(full)
-                state = (state << width).add_(raw)
-                if any_escape:
-                    spill(escape & (state >> 63 - PRECISION >= frequency))
-                state = state.div(frequency, rounding_mode="floor").mul_(rest).add_(state).add_(start)
-        moved = torch.stack(moved[::-1]).permute(2, 0, 1)
+            if any(escapes):
+                most = torch.where(least > 0, 1 << 63 - width, most)
+            columns = most, width, raw, frequency, (1 << PRECISION) - frequency, start
+            for place, columns in reversed(list(enumerate(zip(*columns)))):
+                most, width, raw, frequency, rest, start = columns
+                spill(state >= most)
+                state.bitwise_left_shift_(width).add_(raw)
+                if escapes[place]:
+                    spill((least[place] > 0) & (state >= frequency << 63 - PRECISION))
+                state.addcmul_(state.div(frequency, rounding_mode="trunc"), rest).add_(start)
+        words, moved = (x[row:].permute(2, 0, 1).contiguous() for x in (words, moved))
         counts = moved.sum((1, 2)).tolist()
-        words = torch.stack(words[::-1]).permute(2, 0, 1)[moved].split(counts)
         states = torch.cat([state >> 32, state]).int()
-        return [torch.cat([states[:, block], words[block]]).long() & 0xFFFFFFFF for block in range(len(counts))]
+        return [torch.cat(pair).long() & 0xFFFFFFFF for pair in zip(states.T, words[moved].split(counts))]
 
     def decoder(self, streams: list[Tensor], lanes: int):
         """Inverse of `encode`: a function from classes [S * L, N] to the integers that come next."""
@@ -1125,7 +1135,7 @@ class Lattice(nn.Module):
     @torch.no_grad()
     def reveal_part(self, header: Header, cipher: Cipher, part: Part, stego: Tensor) -> tuple[Tensor, int, int]:
         """Inverse of `hide_part`: -> the part of the secret, in units of 16-bit PCM [S, C], float64, in which what was
-        damaged is silent; the number of its blocks, and of damaged ones."""
+        damaged is silent; the number of its blocks, and of damaged ones. Raises Damaged for words that cannot be decoded."""
         length = part.secret.stop - part.secret.start
         if not length:
             return torch.zeros(0, header.channels, dtype=torch.float64), 0, 0
@@ -1138,7 +1148,10 @@ class Lattice(nn.Module):
             words[ends[chosen, None] + torch.arange(_room(WIDTHS[code]))] = _words(symbols, WIDTHS[code])
         blocks = header.channels * self.shape_of(length, header.bands)[1]
         mode, streams = _find(words, ends.tolist(), cipher, part, blocks, header.bands // 4)
-        return self.decompress(streams, length, header.channels, header.bands, **mode), blocks, streams.count(None)
+        try:
+            return self.decompress(streams, length, header.channels, header.bands, **mode), blocks, streams.count(None)
+        except IndexError as error:  # checksums do not help against who makes them
+            raise Damaged("its words end before the secret does") from error
 
     def hide(self, cover: Tensor, secret: Tensor, snr: float = STEGO_SNR, shaping: float | None = None,
              sample_rate: int | None = None, depth: int = 16, masking: float = MASKING, key: str | bytes | None = None
@@ -1220,7 +1233,7 @@ def _context(group: int) -> list[tuple[int, int]]:
 
 
 def _low_bits(classes: Tensor) -> Tensor:
-    return ((classes - SHAPES >> 2) + 1).clamp(min=0)
+    return (classes - SHAPES + 4 >> 2).clamp_(min=0)
 
 
 def _like(x: Tensor, other: Tensor) -> Tensor:
