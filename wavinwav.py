@@ -678,7 +678,7 @@ class ScaleNet(nn.Module):
         """Log sizes x [inputs, K, N] in eighths of an octave, and `integers` -> log2 of the scale in 1/1024 [K, N]."""
         hidden, hidden_bias, direct, out, bias = integers
         flat = x.flatten(1)
-        h = (hidden @ flat).view(-1, *x.shape[1:]).add_(hidden_bias).div_(32)
+        h = (hidden @ flat).view(-1, *x.shape[1:]).add_(hidden_bias).mul_(1 / 32)
         h = _straight_through(h, h.floor()).clamp(0, 255) if h.requires_grad else h.floor_().clamp_(0, 255)
         return (out @ h.flatten(1)).add_(direct @ flat).view(x.shape[1:]).add_(bias)
 
@@ -692,7 +692,7 @@ def _log_size(magnitude: Tensor) -> Tensor:
 def _step_exponent(sizes: Tensor, bands: int, shaping: Tensor | int) -> Tensor:
     """How far the steps of each bin of 16 bands rise above the file's, in eighths of an octave, where the sizes decoded
     last [n, N] are large: 5/8 by the frame's mean log size, 3/8 by the bin's. -> integers [bands / 16, N]"""
-    bins = sizes.long().view(bands // BIN, -1, sizes.shape[-1]).sum(1)
+    bins = sizes.view(bands // BIN, -1, sizes.shape[-1]).sum(1).long()
     total = bins.sum(0)
     return shaping * (5 * BIN * total + 3 * bands * bins) // (2048 * bands * (len(sizes) * BIN // bands))
 
@@ -804,12 +804,14 @@ class Lattice(nn.Module):
 
     def walk(self, frames: int, bands: int, blocks: int, step: int, shaping: int, code):
         """Visit the coefficients in the order of the stream: `code(frame, group, classes, unit)` is given what is known
-        before it, [K, N], and gives their integers, [K, N]. Encoder and decoder share every line of this."""
+        before it, [bins, K / bins, N] and [bins, 1, N], and gives their integers. Encoder and decoder share every line of
+        this."""
         span = bands + 2 * EDGE
         band = torch.arange(bands).clamp(max=self.config.bands - 1)
         window = torch.zeros(4, span, blocks)  # log sizes of this frame and the last three, in turns
         window[:, EDGE:-EDGE] = (self.level[band] - step // 8).clamp(0, 255)[None, :, None]
         power = torch.tensor([2 ** (exponent / 8) for exponent in range(256)])
+        unit = power[:1]  # without shaping
         nets = [(net, net.integers(band[start::spacing], step // 8)) for net, (start, spacing) in zip(self.scales, GROUPS)]
         places = [[torch.cat([(row - ago) % 4 * span + EDGE + start + offset + torch.arange(bands // spacing) * spacing
                               for ago, offset in _context(group)]) for row in range(4)]
@@ -819,25 +821,23 @@ class Lattice(nn.Module):
             for group, (start, spacing) in enumerate(GROUPS):
                 net, weights = nets[group]
                 x = window.view(-1, blocks).index_select(0, places[group][row]).view(-1, bands // spacing, blocks)
-                scale = net(weights, x)
+                scale = net(weights, x).view(bands // BIN, -1, blocks)
                 if shaping:
                     if group < 2:
                         last = window[row - 1, EDGE:-EDGE] if group == 0 else window[row, EDGE:-EDGE:4]
-                        exponent = _step_exponent(last, bands, shaping)
-                    scale.view(len(exponent), -1, blocks).sub_(128 * exponent[:, None])
-                    unit = power[exponent].repeat_interleave(BIN // spacing, 0)
-                else:
-                    unit = power[:1]
-                classes = scale.div_(256).floor_().add_(20).clamp_(0, CLASSES - 1).long()
-                integers = code(frame, group, classes, unit)
-                window[row, EDGE + start:EDGE + bands:spacing] = _log_size(integers.abs() * unit)
+                        exponent = _step_exponent(last, bands, shaping)[:, None]
+                        unit = power[exponent]
+                    scale.sub_(128 * exponent)
+                classes = scale.mul_(1 / 256).add_(20).clamp_(0, CLASSES - 1).long()
+                size = _log_size(code(frame, group, classes, unit).abs().mul_(unit))
+                window[row, EDGE + start:EDGE + bands:spacing] = size.view(-1, blocks)
 
     def quantise(self, coefficients: Tensor, step: int, shaping: int) -> tuple[Tensor, Tensor, Tensor]:
         """Coefficients [F, M, N] -> classes (uint8) and integers (int32), [8 F, L, N] in the order of the
         stream, and what `decompress` will make of them, like coefficients."""
         frames, bands, blocks = coefficients.shape
         classes, integers = (torch.empty(frames, bands, blocks, dtype=kind) for kind in (torch.uint8, torch.int32))
-        decoded = torch.empty_like(coefficients)
+        decoded, step_size = torch.empty_like(coefficients), 2 ** (step / 64)
         first = 0
 
         def code(frame, group, found, unit):
@@ -845,13 +845,13 @@ class Lattice(nn.Module):
             start, spacing = GROUPS[group]
             first = 0 if group == 0 else first
             last = first + bands // spacing
-            unit = unit * 2 ** (step / 64)
-            rounded = coefficients[frame, start::spacing] / unit
+            unit = unit * step_size
+            rounded = coefficients[frame].view(-1, BIN, blocks)[:, start::spacing] / unit
             if shaping:  # fewer holes in the spectrum, which the ear minds more than the SNR does
-                rounded.add_(rounded.sign().mul_(FAVOUR.take(found)))
+                rounded.add_(_look_up(FAVOUR, found).copysign_(rounded))
             rounded.round_()
-            classes[frame, first:last], integers[frame, first:last] = found, rounded
-            decoded[frame, start::spacing] = self.centre(rounded, found) * unit
+            classes[frame, first:last], integers[frame, first:last] = found.flatten(0, 1), rounded.flatten(0, 1)
+            decoded[frame].view(-1, BIN, blocks)[:, start::spacing] = self.centre(rounded, found).mul_(unit)
             first = last
             return rounded
 
@@ -860,7 +860,7 @@ class Lattice(nn.Module):
 
     def centre(self, integers: Tensor, classes: Tensor) -> Tensor:
         """The mean of what is rounded to these integers in these classes, of one shape."""
-        return integers - integers.sign() * self.shrink.take(classes)
+        return integers - _look_up(self.shrink, classes).mul_(integers.sign())
 
     def order(self, x: Tensor, frames: int, bands: int) -> Tensor:
         """From the order of the stream, [S, L, N], to [F, M, N]."""
@@ -906,7 +906,7 @@ class Lattice(nn.Module):
 
         for classes, integers in zip(classes.split(PIECE)[::-1], integers.split(PIECE)[::-1]):
             place, low = self.split(classes.int(), integers)
-            found = table.index_select(0, place.flatten()).view(place.shape)
+            found = _look_up(table, place)
             least = found & 31
             low = torch.maximum(low, least.int())
             magnitude, beyond = integers.abs(), 1 << low
@@ -1021,9 +1021,9 @@ class Lattice(nn.Module):
 
             def code(frame, group, classes, unit):
                 start, spacing = GROUPS[group]
-                integers = decode(classes).float()
+                integers = decode(classes.flatten(0, 1)).float().view(classes.shape)
                 value = integers if lossless else self.centre(integers, classes)
-                coefficients[frame, start::spacing] = value * (unit * 2 ** (step / 64))
+                coefficients[frame].view(-1, BIN, len(good))[:, start::spacing] = value * (unit * 2 ** (step / 64))
                 return integers
 
             self.walk(frames, bands, len(good), step, shaping, code)
@@ -1230,6 +1230,11 @@ def _context(group: int) -> list[tuple[int, int]]:
     """(frames ago, bands away) of what a coefficient's scale depends on."""
     past = [(ago, band) for ago, reach in HISTORY for band in range(-reach, reach + 1)]
     return past + [(0, band) for band in PRESENT[group]]
+
+
+def _look_up(table: Tensor, places: Tensor) -> Tensor:
+    """table[places], faster. Any shape."""
+    return table.index_select(0, places.flatten()).view(places.shape)
 
 
 def _low_bits(classes: Tensor) -> Tensor:
