@@ -241,6 +241,15 @@ def test_words_that_end_too_soon_are_damage(model, monkeypatch):
         model.reveal(stego)
 
 
+def test_header_of_an_affine_model_with_the_right_fingerprint(model, monkeypatch):
+    cover, secret = pcm(32000, seed=23), pcm(32000, seed=24)
+    stego, _ = model.hide(cover, secret)
+    samples = (stego * 32768).int()
+    wavinwav.Header(len(samples), 32000, model.fingerprint(), 0).write(samples, wavinwav.Cipher())
+    with pytest.raises(wavinwav.Damaged, match="affine"):
+        model.reveal(samples / 32768)
+
+
 def changed(stego, place):
     stego = stego.clone()
     stego[place] += (1 if stego[place] < 0 else -1) / 32768

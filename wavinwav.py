@@ -1139,6 +1139,8 @@ class Lattice(nn.Module):
         length = part.secret.stop - part.secret.start
         if not length:
             return torch.zeros(0, header.channels, dtype=torch.float64), 0, 0
+        if not header.bands:
+            raise Damaged("its header is of an affine model")
         segments = stego.view(-1, SEGMENT)
         codes = _codes(cipher, part, ((segments[:, :CODES] & 3) << 2 * torch.arange(CODES)).sum(1))
         ends = _ends(codes)
