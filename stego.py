@@ -291,7 +291,7 @@ def _do(task):
 def _in_processes(work, tasks, workers):
     todo = iter(tasks)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _set_up, (work,)) as pool:
-        waiting = collections.deque(pool.submit(_do, task) for task in itertools.islice(todo, workers))
+        waiting = collections.deque(pool.submit(_do, task) for task in itertools.islice(todo, workers + 1))
         try:
             while waiting:
                 result = waiting.popleft().result()
@@ -302,8 +302,8 @@ def _in_processes(work, tasks, workers):
 
 
 def in_order(work, tasks, unit=None):
-    """work(task) of each task, in their order: each worker process holds one, and the next begins when its result has been
-    taken. A bar of tasks, if their unit has a name. Threads would wait for Python's lock."""
+    """work(task) of each task, in their order: each worker process holds one, one more waits, and the next is added when a
+    result has been taken. A bar of tasks, if their unit has a name. Threads would wait for Python's lock."""
     workers = min(len(tasks), os.cpu_count() or 1) if sys.platform == "linux" else 1
     results = _in_processes(work, tasks, workers) if workers > 1 else map(work, tasks)
     yield from tqdm(results, total=len(tasks), unit=unit or "", leave=False, disable=None if unit else True)
@@ -440,6 +440,8 @@ def hide_lattice(model, header, cipher, cover, secret, snr, shaping, masking):
     for i, piece in enumerate(cover.pieces(HEADER_SAMPLES, last)):
         found = wavinwav.segment_powers(piece)
         powers[i * (BLOCK // SEGMENT):][:len(found)] = found
+    done = HEADER_SAMPLES + SEGMENT * len(powers)
+    cover.energy = SEGMENT * powers.sum().item() + energy(cover.read(0, HEADER_SAMPLES)) + energy(cover.read(done))
     codes = wavinwav.choose_widths(powers, cover.energy / cover.samples / 10 ** (snr / 10), masking, cover.depth)
 
     def work(part):

@@ -22,6 +22,7 @@ import copy
 import ctypes
 import functools
 import hashlib
+import itertools
 import math
 import os
 import random
@@ -73,6 +74,7 @@ class Config:
             self._require(type(value) is field.type, field.name, f"must be of type {field.type.__name__}")
         for name in ("sample_rate", "bands", "blocks", "growth", "kernel"):
             self._require(getattr(self, name) >= 1, name, "must be at least 1")
+        self._require(self.bands == 1 or self.bands % 2 == 0, "bands", "must be 1 or even")
         self._require(self.kernel % 2 == 1, "kernel", "must be odd")
         self._require(0 < self.clamp < math.inf, "clamp", "must be positive and finite")
         self._require(0 <= self.swapped <= self.bands // 2, "swapped", f"must be from 0 to {self.bands // 2}, half the bands")
@@ -184,35 +186,43 @@ class AffineCoupling(nn.Module):
 
 
 @functools.lru_cache
-def lapped_basis(bands: int, dtype: torch.dtype, device: torch.device, exact: bool = False) -> Tensor:
-    """The MDCT with a sine window as a matrix [2 * bands samples, bands], computed in float64; `exact` rounds it so that
-    sums of its multiples by integers below 2 ** 22 have no rounding error in float64."""
-    n = torch.arange(2 * bands, dtype=torch.float64)[:, None]
-    k = torch.arange(bands, dtype=torch.float64)
-    window = torch.sin(math.pi / (2 * bands) * (n + 0.5))
-    cosine = torch.cos(math.pi / bands * (n + 0.5 + bands / 2) * (k + 0.5))
-    basis = math.sqrt(2 / bands) * window * cosine
-    if exact:
-        basis = (basis * 2 ** 22).round() / 2 ** 22
-    return basis.to(device, dtype)
+def lapped_basis(bands: int, dtype: torch.dtype, device: torch.device, exact: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """What makes an MDCT with a sine window: the window's two quarters [bands / 2], by which the halves of a hop are
+    rotated, and a DCT-IV [bands, bands], computed in float64. `exact` rounds the DCT so that sums of its multiples by
+    integers below 2 ** 22 have no rounding error in float64."""
+    with torch.inference_mode(False):  # it will be used in training too
+        n = torch.arange(bands, dtype=torch.float64) + 0.5
+        angle = math.pi / (2 * bands) * n[:bands // 2]
+        cosines = math.sqrt(2 / bands) * torch.cos(math.pi / bands * n[:, None] * n)
+        cosines[:bands // 2] = -cosines[:bands // 2].flip(0)
+        if exact:
+            cosines = (cosines * 2 ** 22).round() / 2 ** 22
+        return tuple(x.to(device, dtype) for x in (angle.sin(), angle.cos(), cosines))
 
 
-def lapped(x: Tensor, bands: int, exact: bool = False) -> Tensor:
-    """Orthonormal lapped transform, circular over the signal. [B, T], T a multiple of bands -> [B, bands, F]."""
+def lapped(x: Tensor, bands: int) -> Tensor:
+    """Orthonormal lapped transform, circular over the signal: each frame takes the second part of a hop's window and the
+    first part of the next one's. [B, T], T a multiple of bands (1, or even) -> [B, bands, F]."""
     if bands == 1:
         return x[:, None]
-    hops = x.unflatten(1, (-1, bands))
-    return (torch.cat([hops, hops.roll(-1, 1)], 2) @ lapped_basis(bands, x.dtype, x.device, exact)).mT
+    sine, cosine, basis = lapped_basis(bands, x.dtype, x.device)
+    left, right = x.unflatten(1, (-1, bands)).chunk(2, 2)
+    right = right.flip(2)
+    rising, falling = sine * left - cosine * right, cosine * left + sine * right
+    return (torch.cat([falling.roll(-1, 1), rising], 2) @ basis).mT
 
 
 def unlapped(coefficients: Tensor, exact: bool = False) -> Tensor:
-    """Inverse of `lapped`. [B, C, F] -> [B, T = C * F]."""
+    """Inverse of `lapped`, or nearly with an `exact` basis: the same on every machine for integers below 2 ** 22 in float64.
+    [B, C, F] -> [B, T = C * F]."""
     bands = coefficients.shape[1]
     if bands == 1:
         return coefficients[:, 0]
-    basis = lapped_basis(bands, coefficients.dtype, coefficients.device, exact)
-    first, second = (coefficients.mT @ basis.T).split(bands, 2)
-    return (first + second.roll(1, 1)).flatten(1)
+    sine, cosine, basis = lapped_basis(bands, coefficients.dtype, coefficients.device, exact)
+    falling, rising = (coefficients.mT @ basis.T).chunk(2, 2)
+    falling = falling.roll(1, 1)
+    left, right = sine * rising + cosine * falling, sine * falling - cosine * rising
+    return torch.cat([left, right.flip(2)], 2).flatten(1)
 
 
 def pilot_wave(weights: Tensor, like: Tensor) -> Tensor:
@@ -454,7 +464,7 @@ class WavINN(nn.Module):
 # ---------------------------------------------------------------- the header and the seal of a stego, for models of both kinds
 
 FIELDS = struct.Struct(">4sQQIHB")  # a magic word, and what `Header` has
-MAGIC = b"WIW3"  # changes with anything that a decoder must know, such as the size of parts
+MAGIC = b"WIW4"  # changes with anything that a decoder must know, such as the size of parts
 NONCE, CHECK, TAG = 12, 4, 16  # bytes
 HEADER_SAMPLES = 4 * (NONCE + FIELDS.size + CHECK)  # the lowest two bits of the first samples
 SEAL_SAMPLES = 4 * TAG  # and of the last
@@ -505,10 +515,12 @@ class Cipher:
         return seal.digest()
 
 
-def raw(samples: Tensor) -> bytes:
+def raw(samples: Tensor) -> memoryview:
     """Integers [n], on the CPU, as 4 bytes each."""
     samples = samples.to(torch.int32).contiguous()
-    return ctypes.string_at(samples.data_ptr(), 4 * len(samples))
+    content = (ctypes.c_char * (4 * len(samples))).from_address(samples.data_ptr())
+    content.owner = samples  # which keeps the memory
+    return memoryview(content)
 
 
 def write_bits(samples: Tensor, content: bytes):
@@ -579,7 +591,7 @@ class Header:
     def parts(self) -> list[Part]:
         """Where a lattice model hides the secret."""
         segments = (self.samples - HEADER_SAMPLES - SEAL_SAMPLES) // SEGMENT
-        count = max(1, round(segments / PART))
+        count = 2 * math.ceil(segments / PART / 2) if segments > 0.4 * PART else 1  # as many for each of two cores
         share = math.ceil(self.length / count)
         return [Part(i, slice(min(self.length, i * share), min(self.length, i * share + share)),
                      slice(HEADER_SAMPLES + first * SEGMENT, HEADER_SAMPLES + last * SEGMENT), slice(first, last))
@@ -616,10 +628,12 @@ CLASSES = SHAPES + 64  # scales; above 8 steps, 1 to 16 low bits of a magnitude 
 SYMBOLS = 128  # magnitudes, without these low bits, in a table; the last one is an escape to any below 2 ** 30
 LOWEST = 1 << 31  # a coder's state lies from here to 2 ** 63, and a word of 32 bits is moved to keep it there
 RESIDUAL = 14  # the class of what is left over when a lossless block's samples have been rounded
+# Numbers for operations on a few thousand elements, which take as long as making a tensor of a Python number does.
+ONE, OCTAVE, BIAS = torch.tensor(1.0), torch.tensor(20, dtype=torch.int32), torch.tensor(127 << 3, dtype=torch.int32)
 FAVOUR = 0.3 - torch.arange(CLASSES).clamp(max=24) / 80  # by how much rounding for the ear favours larger magnitudes, by class
 SEGMENT = 512  # samples that share a width of cells, which the lowest two bits of the first three tell
 CODES = 3
-PART = 5120  # segments, about, that hold a part of the secret, worked on at once and without the others: 3 minutes at 16 kHz
+PART = 10240  # segments at most that hold a part of the secret, worked on at once and without the others: 5 minutes at 16 kHz
 WIDTHS = [round(2 ** (code / 4)) for code in range(4, 4 + (1 << 2 * CODES))]  # from 2, in quarter octaves
 LEAST_SAMPLES = HEADER_SAMPLES + SEAL_SAMPLES + SEGMENT  # of a cover
 MASKING = 0.25  # the stego's noise power in a segment is proportional to this power of the cover's
@@ -665,36 +679,47 @@ class ScaleNet(nn.Module):
         self.bias = nn.Parameter(torch.zeros(bands, 1))
         self.step = nn.Parameter(torch.zeros(1, 1))
 
-    def integers(self, band: Tensor, step: Tensor | int) -> tuple[Tensor, ...]:
-        """Weights in 1/128 and biases in 1/1024, for bands [K] and a step, [N] or one for all, in eighths of an octave."""
+    def integers(self, band: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For bands [K] and steps [N], in eighths of an octave: weights of the hidden layer, after those that lead past it [1 +
+        hidden, inputs]; biases of both [1 + hidden, K * N]; weights of the result [1, hidden]. In 1/128, biases in 1/1024;
+        then divided by 32 in the hidden layer and by 256 elsewhere, which makes the result one in quarter octaves."""
         w = {}
         for name, p in self.named_parameters():
             unit, bound = (1024, 65536) if "bias" in name else (128, 127)
             w[name] = _straight_through(p * unit, (p * unit).round().clamp(-bound, bound))
         hidden_bias = w["hidden_bias"][:, band] + w["hidden_step"] * step
-        return w["hidden"], hidden_bias, w["direct"], w["out"], w["bias"][band] + w["step"] * step
+        bias = (w["bias"][band] + w["step"] * step).flatten()
+        return (torch.cat([w["direct"] / 256, w["hidden"] / 32]), torch.cat([bias[None] / 256, hidden_bias.flatten(1) / 32]),
+                w["out"] / 256)
 
-    def forward(self, integers: tuple[Tensor, ...], x: Tensor) -> Tensor:
-        """Log sizes x [inputs, K, N] in eighths of an octave, and `integers` -> log2 of the scale in 1/1024 [K, N]."""
-        hidden, hidden_bias, direct, out, bias = integers
-        flat = x.flatten(1)
-        h = (hidden @ flat).view(-1, *x.shape[1:]).add_(hidden_bias).mul_(1 / 32)
+    def forward(self, integers: tuple[Tensor, Tensor, Tensor], x: Tensor) -> Tensor:
+        """Log sizes x [inputs, K * N] in eighths of an octave, and `integers` -> log2 of the scale in quarter octaves [1, K *
+        N]."""
+        weights, bias, out = integers
+        x = torch.addmm(bias, weights, x)
+        h = x[1:]
         h = _straight_through(h, h.floor()).clamp(0, 255) if h.requires_grad else h.floor_().clamp_(0, 255)
-        return (out @ h.flatten(1)).add_(direct @ flat).view(x.shape[1:]).add_(bias)
+        return torch.addmm(x[:1], out, h)
 
 
 def _log_size(magnitude: Tensor) -> Tensor:
     """8 log2(1 + x), linear within octaves, rounded down, at most 255: the same integer on every machine, since it is
     what a float32's exponent and first three bits spell."""
-    return ((1 + magnitude.float()).view(torch.int32) >> 20).sub_(127 << 3).clamp_(max=255)
+    return (magnitude.float() + ONE).view(torch.int32).bitwise_right_shift_(OCTAVE).sub_(BIAS).clamp_(max=255)
+
+
+@functools.lru_cache
+def _neighbours(bands: int) -> Tensor:
+    """By how much the sizes in each bin count for the steps of each, [bins, bins]."""
+    return 5 * BIN + 3 * bands * torch.eye(bands // BIN, dtype=torch.float64)
 
 
 def _step_exponent(sizes: Tensor, bands: int, shaping: Tensor | int) -> Tensor:
     """How far the steps of each bin of 16 bands rise above the file's, in eighths of an octave, where the sizes decoded
-    last [n, N] are large: 5/8 by the frame's mean log size, 3/8 by the bin's. -> integers [bands / 16, N]"""
-    bins = sizes.view(bands // BIN, -1, sizes.shape[-1]).sum(1).long()
-    total = bins.sum(0)
-    return shaping * (5 * BIN * total + 3 * bands * bins) // (2048 * bands * (len(sizes) * BIN // bands))
+    last [n, N] are large: 5/8 by the frame's mean log size, 3/8 by the bin's. -> whole numbers [bins, N], float64"""
+    bins = sizes.view(bands // BIN, -1, sizes.shape[-1]).sum(1).double()
+    level = 2048 * bands * (len(sizes) * BIN // bands)
+    return (_neighbours(bands) @ bins).mul_(shaping).div_(level, rounding_mode="floor")
 
 
 class Lattice(nn.Module):
@@ -746,7 +771,7 @@ class Lattice(nn.Module):
         sizes = _log_size(coefficients.abs() / 2 ** (step / 64))
         for _ in range(2):
             decoded = torch.cat([before[:1], sizes[:-1]]), sizes[:, ::4]
-            last, own = (_step_exponent(x.transpose(0, 1).flatten(1), bands, shaping.repeat(frames))
+            last, own = (_step_exponent(x.transpose(0, 1).flatten(1), bands, shaping.repeat(frames)).float()
                          .view(-1, frames, blocks).transpose(0, 1) for x in decoded)
             exponent = torch.stack([last, own, own, own], 2)[:, :, None].expand(-1, -1, BIN // 4, -1, -1).flatten(1, 3)
             unit = 2 ** (exponent / 8)
@@ -757,12 +782,12 @@ class Lattice(nn.Module):
         for group, (start, spacing) in enumerate(GROUPS):
             x = [sizes[3 - ago:3 - ago + frames, EDGE + start + band:EDGE + bands + band:spacing]
                  for ago, band in _context(group)]
-            x = torch.stack(x)[:, :, :bands // spacing].transpose(1, 2).flatten(2)
+            x = torch.stack(x)[:, :, :bands // spacing].transpose(1, 2).flatten(1)
             net = self.scales[group]
             log_scale = net(net.integers(torch.arange(start, bands, spacing), (step // 8).repeat(frames)), x.float())
-            log_scale = log_scale.view(-1, frames, blocks) - 128 * exponent[:, start::spacing].transpose(0, 1)
+            log_scale = log_scale.view(-1, frames, blocks) - exponent[:, start::spacing].transpose(0, 1) / 2
             own = magnitude[:, start::spacing].transpose(0, 1)
-            likelihood = self.likelihood(own, (log_scale / 1024).clamp(-6, 17) * math.log(2))
+            likelihood = self.likelihood(own, (log_scale / 4).clamp(-6, 17) * math.log(2))
             total = total - torch.log2(likelihood.clamp_min(1e-9)).sum((0, 1)) + (own > 0).sum((0, 1))
         return total / (frames * bands)
 
@@ -775,8 +800,9 @@ class Lattice(nn.Module):
         self.shrink.zero_()
         for secrets, step, shaping in samples:
             coefficients = self.analyse(secrets, self.config.bands)
-            classes, integers, decoded = self.quantise(coefficients, step, shaping)
-            classes, magnitude = (self.order(x, *decoded.shape[:2]).long() for x in (classes, integers.abs()))
+            classes, integers, units = self.quantise(coefficients, step, shaping)
+            decoded = self.dequantise(classes, integers, units)
+            classes, magnitude = (self.order(x, decoded.shape[1]).long() for x in (classes, integers.abs()))
             low = _low_bits(classes)
             symbol = (magnitude >> low).clamp(max=SYMBOLS - 1)
             counts += ((classes - 4 * low) * SYMBOLS + symbol).flatten().bincount(minlength=len(counts))
@@ -802,69 +828,84 @@ class Lattice(nn.Module):
 
     # ------------------------------------------------ quantisation and context
 
-    def walk(self, frames: int, bands: int, blocks: int, step: int, shaping: int, code):
-        """Visit the coefficients in the order of the stream: `code(frame, group, classes, unit)` is given what is known
-        before it, [bins, K / bins, N] and [bins, 1, N], and gives their integers. Encoder and decoder share every line of
-        this."""
-        span = bands + 2 * EDGE
+    def walk(self, classes: Tensor, integers: Tensor, step: int, shaping: int, code) -> Tensor:
+        """Visit the coefficients in the order of the stream and fill in classes (uint8) and integers (int32) [F, M, N], each
+        frame group by group. `code(frame, group, classes, steps)` is given what is known before it, [K, N] and [bins, 1, N],
+        and returns integers (float32) [K, N]. Encoder and decoder share every line of this. -> the steps of group 0 and of
+        the other two [F, 2, bins, 1, N]"""
+        frames, bands, blocks = integers.shape
+        span, step_size = bands + 2 * EDGE, 2 ** (step / 64)
+        window = torch.zeros(4 * span, blocks)  # log sizes of this frame and the last three, in turns
+        rows = window.view(4, span, blocks)[:, EDGE:-EDGE]
         band = torch.arange(bands).clamp(max=self.config.bands - 1)
-        window = torch.zeros(4, span, blocks)  # log sizes of this frame and the last three, in turns
-        window[:, EDGE:-EDGE] = (self.level[band] - step // 8).clamp(0, 255)[None, :, None]
+        rows.copy_((self.level[band] - step // 8).clamp(0, 255)[:, None])
         power = torch.tensor([2 ** (exponent / 8) for exponent in range(256)])
+        steps = torch.full((frames, 2, bands // BIN, 1, blocks), step_size)
         unit = power[:1]  # without shaping
-        nets = [(net, net.integers(band[start::spacing], step // 8)) for net, (start, spacing) in zip(self.scales, GROUPS)]
-        places = [[torch.cat([(row - ago) % 4 * span + EDGE + start + offset + torch.arange(bands // spacing) * spacing
-                              for ago, offset in _context(group)]) for row in range(4)]
-                  for group, (start, spacing) in enumerate(GROUPS)]
-        for frame in range(frames):
-            row = frame % 4
-            for group, (start, spacing) in enumerate(GROUPS):
-                net, weights = nets[group]
-                x = window.view(-1, blocks).index_select(0, places[group][row]).view(-1, bands // spacing, blocks)
-                scale = net(weights, x).view(bands // BIN, -1, blocks)
+        nets = []
+        for net, (start, spacing) in zip(self.scales, GROUPS):
+            weights, bias, out = net.integers(band[start::spacing], torch.full((blocks,), step // 8))
+            bias[0] += 20  # class 0 is a scale of 1/32
+            places = [torch.cat([(row - ago) % 4 * span + EDGE + offset + torch.arange(start, bands, spacing)
+                                 for ago, offset in _context(len(nets))]) for row in range(4)]
+            nets.append((net, (weights, bias, out), places, rows[:, start::spacing].unbind()))
+        before = [rows[row - 1] for row in range(4)], rows[:, ::4].unbind()  # what the steps follow
+        groups = [bands // 4, bands // 4, bands // 2]
+        classes, integers = ([part.unbind() for part in x.split(groups, 1)] for x in (classes, integers))
+        for frame, row in zip(range(frames), itertools.cycle(range(4))):
+            for group, (net, weights, places, sizes) in enumerate(nets):
+                x = window.index_select(0, places[row])
+                scale = net.forward(weights, x.view(weights[0].shape[1], -1)).view(bands // BIN, -1, blocks)
                 if shaping:
                     if group < 2:
-                        last = window[row - 1, EDGE:-EDGE] if group == 0 else window[row, EDGE:-EDGE:4]
-                        exponent = _step_exponent(last, bands, shaping)[:, None]
-                        unit = power[exponent]
-                    scale.sub_(128 * exponent)
-                classes = scale.mul_(1 / 256).add_(20).clamp_(0, CLASSES - 1).long()
-                size = _log_size(code(frame, group, classes, unit).abs().mul_(unit))
-                window[row, EDGE + start:EDGE + bands:spacing] = size.view(-1, blocks)
+                        exponent = _step_exponent(before[group][row], bands, shaping)[:, None]
+                        unit, lower = _look_up(power, exponent.long()), exponent / 2
+                        torch.mul(unit, step_size, out=steps[frame, group])
+                    scale.sub_(lower)
+                found = scale.view(-1, blocks).clamp_(0, CLASSES - 1).long()
+                values = code(frame, group, found, steps[frame, min(group, 1)])
+                classes[group][frame].copy_(found)
+                integers[group][frame].copy_(values)
+                sizes[row].copy_(_log_size(values.abs_().view(bands // BIN, -1, blocks).mul_(unit)).view(-1, blocks))
+        return steps
 
     def quantise(self, coefficients: Tensor, step: int, shaping: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Coefficients [F, M, N] -> classes (uint8) and integers (int32), [8 F, L, N] in the order of the
-        stream, and what `decompress` will make of them, like coefficients."""
+        """Coefficients [F, M, N] -> classes (uint8) and integers (int32), [8 F, L, N] in the order of the stream, and the
+        steps, see `walk`."""
         frames, bands, blocks = coefficients.shape
         classes, integers = (torch.empty(frames, bands, blocks, dtype=kind) for kind in (torch.uint8, torch.int32))
-        decoded, step_size = torch.empty_like(coefficients), 2 ** (step / 64)
-        first = 0
+        bins = coefficients.view(frames, -1, BIN, blocks)
+        groups = [bins[:, :, start::spacing].unbind() for start, spacing in GROUPS]
 
-        def code(frame, group, found, unit):
-            nonlocal first
-            start, spacing = GROUPS[group]
-            first = 0 if group == 0 else first
-            last = first + bands // spacing
-            unit = unit * step_size
-            rounded = coefficients[frame].view(-1, BIN, blocks)[:, start::spacing] / unit
+        def code(frame, group, found, steps):
+            values = (groups[group][frame] / steps).view(-1, blocks)
             if shaping:  # fewer holes in the spectrum, which the ear minds more than the SNR does
-                rounded.add_(_look_up(FAVOUR, found).copysign_(rounded))
-            rounded.round_()
-            classes[frame, first:last], integers[frame, first:last] = found.flatten(0, 1), rounded.flatten(0, 1)
-            decoded[frame].view(-1, BIN, blocks)[:, start::spacing] = self.centre(rounded, found).mul_(unit)
-            first = last
-            return rounded
+                values.add_(_look_up(FAVOUR, found).copysign_(values))
+            return values.round_()
 
-        self.walk(frames, bands, blocks, step, shaping, code)
-        return classes.view(-1, bands // 8, blocks), integers.view(-1, bands // 8, blocks), decoded
+        steps = self.walk(classes, integers, step, shaping, code)
+        return classes.view(-1, bands // 8, blocks), integers.view(-1, bands // 8, blocks), steps
 
-    def centre(self, integers: Tensor, classes: Tensor) -> Tensor:
-        """The mean of what is rounded to these integers in these classes, of one shape."""
-        return integers - _look_up(self.shrink, classes).mul_(integers.sign())
+    def dequantise(self, classes: Tensor, integers: Tensor, steps: Tensor, centred: bool = True) -> Tensor:
+        """What `quantise` or decoding gave -> coefficients [F, M, N]: the means of what is rounded to these integers in these
+        classes, if `centred`."""
+        frames, _, bins, _, blocks = steps.shape
+        result = torch.empty(frames, bins * BIN, blocks)
+        pieces = (x.view(frames, -1, blocks).split(FEW) for x in (classes, integers, result))
+        for classes, integers, place, steps in zip(*pieces, steps.split(FEW)):
+            values = integers.float()
+            if centred:
+                values.sub_(_look_up(self.shrink, classes.int()).mul_(values.sign()))
+            first, others = values.split([bins * BIN // 4, bins * BIN // 4 * 3], 1)
+            first.view(len(steps), bins, -1, blocks).mul_(steps[:, 0])
+            for group in others.split([bins * BIN // 4, bins * BIN // 2], 1):
+                group.view(len(steps), bins, -1, blocks).mul_(steps[:, 1])
+            place.copy_(self.order(values, bins * BIN))
+        return result
 
-    def order(self, x: Tensor, frames: int, bands: int) -> Tensor:
+    def order(self, x: Tensor, bands: int) -> Tensor:
         """From the order of the stream, [S, L, N], to [F, M, N]."""
-        first, second, third = x.view(frames, bands, -1).split([bands // 4, bands // 4, bands // 2], 1)
+        first, second, third = x.view(-1, bands, x.shape[-1]).split([bands // 4, bands // 4, bands // 2], 1)
         return torch.stack([first, third[:, ::2], second, third[:, 1::2]], 2).flatten(1, 2)
 
     # ------------------------------------------------ entropy coding
@@ -894,15 +935,15 @@ class Lattice(nn.Module):
         starts = self.frequency.cumsum(1) - self.frequency
         table = least | (self.frequency.flatten()[coded].long() << 16) | (starts.flatten()[coded] << 32)
         state = torch.full(classes.shape[1:], LOWEST)
+        word = torch.tensor(32)
         # Filled from the end: what is coded last is decoded first. Twice in a step where there is an escape.
         words, moved = (torch.empty(2 * len(classes), *state.shape, dtype=kind) for kind in (torch.int32, torch.bool))
-        row = len(words)
+        rows = list(zip(words, moved))
 
-        def spill(full):
-            nonlocal row
-            row -= 1
-            words[row], moved[row] = state, full  # keeps the low 32 bits
-            state.bitwise_right_shift_(full.long().mul_(32))
+        def spill(most):
+            place, full = rows.pop()
+            place.copy_(state)  # the low 32 bits
+            state.bitwise_right_shift_(torch.ge(state, most, out=full) * word)
 
         for classes, integers in zip(classes.split(PIECE)[::-1], integers.split(PIECE)[::-1]):
             place, low = self.split(classes.int(), integers)
@@ -920,15 +961,15 @@ class Lattice(nn.Module):
             columns = most, width, raw, frequency, (1 << PRECISION) - frequency, start
             for place, columns in reversed(list(enumerate(zip(*columns)))):
                 most, width, raw, frequency, rest, start = columns
-                spill(state >= most)
+                spill(most)
                 state.bitwise_left_shift_(width).add_(raw)
                 if escapes[place]:
-                    spill((least[place] > 0) & (state >= frequency << 63 - PRECISION))
+                    spill(torch.where(least[place] > 0, frequency << 63 - PRECISION, 2 ** 63 - 1))  # which none reaches
                 state.addcmul_(state.div(frequency, rounding_mode="trunc"), rest).add_(start)
-        words, moved = (x[row:].permute(2, 0, 1).contiguous() for x in (words, moved))
-        counts = moved.sum((1, 2)).tolist()
-        states = torch.cat([state >> 32, state]).int()
-        return [torch.cat(pair).long() & 0xFFFFFFFF for pair in zip(states.T, words[moved].split(counts))]
+        states, streams = torch.cat([state >> 32, state]).int().T, []
+        for few in zip(*(x[len(rows):].permute(2, 0, 1).split(FEW) for x in (words, moved))):
+            streams += [words[moved] for words, moved in zip(*(x.contiguous() for x in few))]
+        return [torch.cat(pair).long() & 0xFFFFFFFF for pair in zip(states, streams)]
 
     def decoder(self, streams: list[Tensor], lanes: int):
         """Inverse of `encode`: a function from classes [S * L, N] to the integers that come next."""
@@ -940,37 +981,40 @@ class Lattice(nn.Module):
         start = (self.frequency.cumsum(1) - self.frequency).flatten()
         place = torch.arange(len(frequency)).repeat_interleave(frequency)  # of each slot of each table
         slot = torch.arange(SHAPES << PRECISION) % (1 << PRECISION)
-        lookup = place % SYMBOLS + (slot - start[place] << 8) + (frequency[place] << 24)
+        low_bits = _low_bits(torch.arange(CLASSES))
+        tables = torch.arange(CLASSES) - 4 * low_bits << PRECISION
+        lookup = place % SYMBOLS << 32 | frequency[place] << 16 | slot - start[place]
+        precision, slots, lowest, sixteen, below, word = map(
+            torch.tensor, (PRECISION, (1 << PRECISION) - 1, LOWEST, 16, (1 << 16) - 1, 32))  # see ONE
 
         def refill(lacking):
             nonlocal state, position
             rank = lacking.cumsum(0).add_(position)
-            state = torch.where(lacking, (state << 32).add_(stream.take(rank)), state)
+            state = torch.where(lacking, (state << word).add_(_look_up(stream, rank)), state)
             position = rank[-1]
 
         def decode(classes):
             nonlocal state
-            low = _low_bits(classes)
-            tables = classes - 4 * low << PRECISION
-            masks = (1 << low) - 1
+            lows, starts = _look_up(low_bits, classes), _look_up(tables, classes)
             magnitudes, signs = [], []
-            for table, low, mask in zip(tables.split(lanes), low.split(lanes), masks.split(lanes)):
-                found = lookup.take((state & (1 << PRECISION) - 1).add_(table))
-                symbol = found & 255
-                state = (state >> PRECISION).mul_(found >> 24).add_(found.bitwise_right_shift_(8).bitwise_and_(0xFFFF))
-                escape = symbol == SYMBOLS - 1
-                if escape.any():
-                    refill(escape & (state < LOWEST))
+            for low, table in zip(lows.split(lanes), starts.split(lanes)):
+                found = _look_up(lookup, (state & slots).add_(table))
+                symbol = found >> word
+                offset = found & below
+                state = (state >> precision).mul_(found.bitwise_right_shift_(sixteen).bitwise_and_(below)).add_(offset)
+                if symbol.max().item() == SYMBOLS - 1:
+                    escape = symbol == SYMBOLS - 1
+                    refill(escape & (state < lowest))
                     symbol, low = symbol.masked_fill(escape, 0), low.masked_fill(escape, 30)
-                    mask = (1 << low) - 1
-                magnitude = (symbol << low).add_(state & mask)
-                state = state >> low
+                rest = state >> low
+                magnitude = symbol.sub_(rest).bitwise_left_shift_(low).add_(state)  # the low bits are those of the state
                 signed = magnitude.clamp(max=1)
                 magnitudes.append(magnitude)
-                signs.append(state & signed)
-                state = state >> signed
-                refill(state < LOWEST)
-            return torch.cat(magnitudes) * (1 - 2 * torch.cat(signs))
+                signs.append(rest & signed)
+                state = rest.bitwise_right_shift_(signed)
+                refill(state < lowest)
+            negative = torch.cat(signs).neg_()
+            return torch.cat(magnitudes).bitwise_xor_(negative).sub_(negative)
 
         return decode
 
@@ -983,30 +1027,28 @@ class Lattice(nn.Module):
         return math.ceil(frames / blocks), blocks
 
     def analyse(self, secret: Tensor, bands: int) -> Tensor:
-        """Samples [N, T] -> coefficients [F, M, N], the same on every machine for integers below 2 ** 22."""
-        return torch.cat([lapped(x.double(), bands, exact=True).float().permute(2, 1, 0) for x in secret.split(FEW)], 2)
+        """Samples [N, T] -> coefficients [F, M, N]."""
+        return torch.cat([lapped(x.double(), bands).float().permute(2, 1, 0) for x in secret.split(FEW)], 2)
 
     def synthesise(self, coefficients: Tensor, exact: bool = True) -> Tensor:
         """[F, M, N] -> samples [N, T] in float64, the same on every machine for integers below 2 ** 22; or faster, in float32,
         which is good enough to measure with."""
         kind = torch.float64 if exact else torch.float32
-        return torch.cat([unlapped(x.to(kind).permute(2, 1, 0), exact=True) for x in coefficients.split(FEW, 2)])
+        return torch.cat([unlapped(x.to(kind).permute(2, 1, 0), exact=exact) for x in coefficients.split(FEW, 2)])
 
-    def compress(self, secret: Tensor, coefficients: Tensor, step: int, shaping: int, lossless: bool, rotated: bool,
-                 exact: bool = True) -> tuple[list[Tensor], Tensor]:
-        """A secret [S, C], whose blocks have these coefficients, as the words of each block, and what `decompress` will make of
-        them, nearly if not `exact`."""
-        frames, bands, _ = coefficients.shape
-        turn = _rotate if rotated else lambda x: x
-        classes, integers, decoded = self.quantise(coefficients, step, shaping)
+    def compress(self, secret: Tensor, coefficients: Tensor, step: int, shaping: int, lossless: bool, rotated: bool
+                 ) -> tuple[list[Tensor], tuple[Tensor, Tensor, Tensor]]:
+        """A secret [S, C], whose blocks have these coefficients, as the words of each block, and what `quantise` gave."""
+        frames, bands, blocks = coefficients.shape
+        classes, integers, steps = found = self.quantise(coefficients, step, shaping)
         if lossless:
-            found = turn(self.synthesise(self.order(integers, frames, bands))).round()
-            rest = (_blocks(secret, frames * bands, len(found) // secret.shape[1]).double() - found).int().T
-            rest = rest.reshape(-1, bands // 8, len(found))
+            nearly = self.synthesise(self.dequantise(*found, centred=False))
+            nearly = (_rotate(nearly) if rotated else nearly).round_()
+            rest = (_blocks(secret, frames * bands, blocks // secret.shape[1]).double() - nearly).int().T
+            rest = rest.reshape(-1, bands // 8, blocks)
             classes = torch.cat([classes, torch.full_like(rest, RESIDUAL, dtype=torch.uint8)])
-            return self.encode(classes, torch.cat([integers, rest])), secret.double()
-        decoded = turn(self.synthesise(decoded, exact)).reshape(secret.shape[1], -1)[:, :len(secret)].T
-        return self.encode(classes, integers), decoded
+            integers = torch.cat([integers, rest])
+        return self.encode(classes, integers), found
 
     def decompress(self, streams: list[Tensor | None], length: int, channels: int, bands: int, step: int, shaping: int,
                    lossless: bool, rotated: bool) -> Tensor:
@@ -1017,17 +1059,10 @@ class Lattice(nn.Module):
         rest = 0
         if good:
             decode = self.decoder([streams[block] for block in good], bands // 8)
-            coefficients = torch.empty(frames, bands, len(good))
-
-            def code(frame, group, classes, unit):
-                start, spacing = GROUPS[group]
-                integers = decode(classes.flatten(0, 1)).float().view(classes.shape)
-                value = integers if lossless else self.centre(integers, classes)
-                coefficients[frame].view(-1, BIN, len(good))[:, start::spacing] = value * (unit * 2 ** (step / 64))
-                return integers
-
-            self.walk(frames, bands, len(good), step, shaping, code)
-            secret[good] = self.synthesise(coefficients)
+            classes, integers = (torch.empty(frames, bands, len(good), dtype=kind) for kind in (torch.uint8, torch.int32))
+            steps = self.walk(classes, integers, step, shaping, lambda frame, group, found, steps: decode(found).float())
+            found = self.synthesise(self.dequantise(classes, integers, steps, centred=not lossless))
+            secret = found if len(good) == len(streams) else secret.index_copy(0, torch.tensor(good), found)
             rest = decode(torch.full((frames * bands, len(good)), RESIDUAL)).T if lossless else 0
         secret = _rotate(secret) if rotated else secret
         if lossless:
@@ -1035,8 +1070,8 @@ class Lattice(nn.Module):
             secret[good] += rest
         return secret.view(channels, -1)[:, :length].T
 
-    def fit(self, secret: Tensor, bands: int, words: int, shaping: int | None, exact: bool = True
-            ) -> tuple[dict, list[Tensor], Tensor]:
+    def fit(self, secret: Tensor, bands: int, words: int, shaping: int | None
+            ) -> tuple[dict, list[Tensor], tuple[Tensor, Tensor, Tensor]]:
         """The finest form of a secret [S, C] that fits, with its table, into this number of words: what `decompress` needs to
         be told, and what `compress` gave. Without a given shaping, steps follow the signal the more, the fewer bits there are.
         Raises ValueError if there is no room."""
@@ -1075,7 +1110,7 @@ class Lattice(nn.Module):
 
         def attempt(step, shaping, lossless):
             mode = dict(step=step, shaping=shaping, lossless=lossless, rotated=rotated)
-            return mode, *self.compress(secret, coefficients, **mode, exact=exact)
+            return mode, *self.compress(secret, coefficients, **mode)
 
         def size(streams):
             return sum(map(len, streams))
@@ -1108,7 +1143,7 @@ class Lattice(nn.Module):
         bands = self.config.bands * (sample_rate or self.config.sample_rate) / self.config.sample_rate
         return Header(samples, length, self.fingerprint(), 128 * max(1, round(bands / 128)), channels)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def hide_part(self, header: Header, cipher: Cipher, part: Part, cover: Tensor, secret: Tensor, codes: Tensor,
                   shaping: float | None = None, depth: int = 16, exact: bool = True) -> tuple[Tensor, Tensor]:
         """Hide a part of a secret, in units of 16-bit PCM [S, C], in its part of the cover, integers of `depth` bits [n],
@@ -1120,7 +1155,7 @@ class Lattice(nn.Module):
         segments, changed, codes = cover.view(-1, SEGMENT), stego.view(-1, SEGMENT), codes[part.segments]
         ends = _ends(codes)
         shaping = None if shaping is None else round(256 * shaping)
-        mode, streams, decoded = self.fit(secret, header.bands, int(ends[-1]), shaping, exact)
+        mode, streams, found = self.fit(secret, header.bands, int(ends[-1]), shaping)
         words = _place(mode, streams, ends.tolist(), cipher, part)
         used, limit = int(torch.searchsorted(ends, len(words))), 1 << depth - 1
         bits = _codes(cipher, part, codes)[:used, None] >> 2 * torch.arange(CODES) & 3
@@ -1130,9 +1165,13 @@ class Lattice(nn.Module):
             digits = _digits(words[places], WIDTHS[code])
             cells = chosen[:, None], torch.arange(CODES, CODES + digits.shape[1])
             changed[cells] = self.coupling(segments[cells], digits, WIDTHS[code], limit)[0]
-        return stego, decoded
+        if mode["lossless"]:
+            return stego, secret.double()
+        decoded = self.synthesise(self.dequantise(*found), exact)
+        decoded = _rotate(decoded) if mode["rotated"] else decoded
+        return stego, decoded.view(secret.shape[1], -1)[:, :len(secret)].T
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def reveal_part(self, header: Header, cipher: Cipher, part: Part, stego: Tensor) -> tuple[Tensor, int, int]:
         """Inverse of `hide_part`: -> the part of the secret, in units of 16-bit PCM [S, C], float64, in which what was
         damaged is silent; the number of its blocks, and of damaged ones. Raises Damaged for words that cannot be decoded."""
@@ -1222,8 +1261,8 @@ class Lattice(nn.Module):
     def fingerprint(self) -> int:
         """A checksum of all that decoding depends on."""
         band = torch.arange(self.config.bands)
-        integers = [value.int() for net in self.scales for step in (0, 1) for value in net.integers(band, step)]
-        return fingerprint([x.flatten() for x in [*integers, self.level, self.frequency]])
+        integers = [value for net in self.scales for value in net.integers(band, torch.arange(2))]
+        return fingerprint([x.detach().flatten() for x in [*integers, self.level, self.frequency]])
 
     save = WavINN.save
 
@@ -1263,9 +1302,9 @@ def _correlated(secret: Tensor) -> bool:
     """Whether middle and side of a secret [S, 2] take fewer bits than left and right."""
     if secret.shape[1] != 2:
         return False
-    left, right = secret.double().unbind(1)
-    middle, side, left, right = (x.square().mean() + 1 for x in ((left + right) * 0.5 ** 0.5, (left - right) * 0.5 ** 0.5, left, right))
-    return bool(middle * side < left * right)
+    (left, both), (_, right) = (secret.T @ secret / len(secret)).tolist()
+    middle, side = (left + right) / 2 + both, (left + right) / 2 - both
+    return (middle + 1) * (side + 1) < (left + 1) * (right + 1)
 
 
 def report_damage(blocks: int, lost: int):
