@@ -223,7 +223,7 @@ def test_parts_stand_alone(model, monkeypatch):
     samples = (stego * 32768).int()
     header, cipher = wavinwav.Header.read(samples, None, model.fingerprint())
     parts = header.parts()
-    assert len(parts) == 5 and parts[-1].secret.stop == len(secret)
+    assert len(parts) == 6 and parts[-1].secret.stop == len(secret)
     assert [part.samples.stop for part in parts[:-1]] == [part.samples.start for part in parts[1:]]
     alone, _, lost = model.reveal_part(header, cipher, parts[3], samples[parts[3].samples])
     assert lost == 0 and torch.equal((alone[:, 0] / 32768).float(), revealed[parts[3].secret])
@@ -363,13 +363,14 @@ def test_without_the_key_there_is_nothing(shipped, monkeypatch):
 
     monkeypatch.setattr(wavinwav, "_find", unchecked)
     part, = header.parts()
-    right, wrong, none = (shipped.reveal_part(header, x, part, samples[part.samples])[0][:, 0]
-                          for x in (cipher, wavinwav.Cipher("wrong", cipher.nonce), wavinwav.Cipher()))
+    others = [wavinwav.Cipher(), *(wavinwav.Cipher(f"wrong {i}", cipher.nonce) for i in range(11))]
+    right, *wrong = (shipped.reveal_part(header, x, part, samples[part.samples])[0][:, 0] for x in (cipher, *others))
     assert correlation(right, secret) > 0.999
-    for found in (wrong, none):
+    for found in wrong:
         assert found.abs().max() > 0 and correlation(found, secret) < 0.02
-        if with_stoi:
-            assert stoi(secret.numpy(), found.float().numpy(), 16000) < 0.15, "nobody understands it"
+    if with_stoi:
+        scores = [stoi(secret.numpy(), found.float().numpy(), 16000) for found in wrong]
+        assert sum(scores) / len(scores) < 0.15, "nobody understands it: white noise comes to 0.34"
 
 
 def test_two_files_of_one_key_share_nothing(shipped):

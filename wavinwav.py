@@ -617,7 +617,7 @@ GROUPS = (0, 4), (2, 4), (1, 2)  # first band and spacing: every frame is decode
 HISTORY = (1, 5), (2, 3), (3, 1)  # frames ago, and the bands to each side in them, that a coefficient's scale depends on
 PRESENT = (), (-6, -2, 2, 6), (-7, -5, -3, -1, 1, 3, 5, 7)  # bands of its own frame, in the groups decoded before its own
 EDGE = 8  # empty bands at both ends of a frame for these to reach into
-PROBE = 12  # blocks on which the step is searched; a quarter of each, where there are more
+PROBE = 24  # blocks on which the step is searched: their first frames, where there are more
 CHUNK = 1 << 16  # samples, about, that are worked on together
 FEW = 8  # blocks that are transformed together
 PIECE = 16  # steps of the coders whose tables are looked up together
@@ -1082,31 +1082,30 @@ class Lattice(nn.Module):
         blocks, total = len(padded), padded.numel()
         room = words - 1 - 3 * blocks
         budget = 32 * (room - blocks * 3 * bands // 16) / total  # bits a coefficient; the coders' ends take 48 bits each
-        budget *= 1 if blocks <= PROBE else 0.992  # a margin for what is not probed
+        budget *= 1 if blocks <= PROBE else 0.991  # a margin for what is not probed
         if shaping is None:
             shaping = round(256 * min(0.6, max(0.0, 1.12 - 0.19 * budget)))
-        thin = coefficients[torch.linspace(0, frames - 1, min(frames, math.ceil(2048 / blocks))).long()]
-        thin = thin.transpose(1, 2).flatten(0, 1)
-        probe = coefficients[:frames if blocks <= PROBE else frames // 4, :, torch.linspace(0, blocks - 1, min(blocks, PROBE)).long()]
+        thin = coefficients[::math.ceil(frames * blocks / 2048)]
+        probe = coefficients if blocks <= PROBE else coefficients[:40, :, torch.linspace(0, blocks - 1, PROBE).long()]
+        settled = slice(0 if blocks <= PROBE else 4, None)  # what comes first in a block costs more
 
         def features(x, step):
-            size = (1 + x.abs() * 2 ** (-step / 64)).log2_().mean(1).double()
-            return torch.stack([size, size ** 2, size ** 3], -1)
+            size = x.abs().mul_(2 ** (-step / 64)).add_(1).log2_().mean(1).double().flatten()
+            return torch.stack([size, size ** 2, size ** 3], 1)
 
         # The cost of a frame is nearly a function of its mean log size. It is measured on the probe, at a step where the
-        # function so far says that all frames, judged by the thin sample, fit; twice or three times.
-        function, last, highest = torch.tensor([1.15, 0.0, 0.0], dtype=torch.float64), None, 64 * 20
+        # function so far says that all frames, judged by the thin sample, fit; from a guess, mostly twice.
+        function, last, highest = torch.tensor([2.2 - 0.95 * shaping / 256, -0.1, 0.0], dtype=torch.float64), None, 64 * 20
         for _ in range(4):
             def fits(step):
                 return (features(thin, step) @ function).mean().item() <= budget
 
             step = bisect.bisect_left(range(-64, highest), True, key=fits) - 64
-            if last is not None and abs(step - last) <= 1:
+            if last is not None and abs(step - last) <= 3:
                 break
             classes, integers, _ = self.quantise(probe, step, shaping)
-            costs = self.cost(classes, integers).view(len(probe), bands, -1).mean(1).to(function)
-            function = torch.linalg.lstsq(features(probe, step).flatten(0, 1), costs.flatten()[:, None]).solution[:, 0]
-            last = step
+            costs = self.cost(classes, integers).view(probe.shape).mean(1)[settled].flatten().to(function)
+            function, last = torch.linalg.lstsq(features(probe[settled], step), costs[:, None]).solution[:, 0], step
 
         def attempt(step, shaping, lossless):
             mode = dict(step=step, shaping=shaping, lossless=lossless, rotated=rotated)
