@@ -141,19 +141,24 @@ def test_discriminator_learns_from_waves_that_are_detached(data, model, tmp_path
     assert any(not torch.equal(before[name], value) for name, value in adversary.network.state_dict().items())
 
 
-def test_wavlm_brings_its_distance_down(data, model, hub, tmp_path):
-    run(data, tmp_path, *TINY[4:], "--init_from", model, "--steps", 40, "--lr", "1e-3", "--wavlm_source", hub, "--wavlm_weight", 30,
-        "--snr", 0.1)
-    teacher, found = train.wavlm_loss.WavLMLoss(str(hub)), []
-    cover, secret = (torch.stack([torch.from_numpy(voice(2, 16000, seed + i)) for i in range(4)]) for seed in (30, 40))
-    for network in map(wavinwav.load, (model, tmp_path / "last.pt")):
-        stego, _ = network.hide(cover, secret)
+def test_wavlm_brings_its_distance_down(data, model, hub):
+    """On pairs that stay the same; --wavlm_weight in train.py itself is in the test with everything on."""
+    args, _ = train.parse_arguments([str(x) for x in ["--data_dir", data, *TINY, "--wavlm_source", hub, "--wavlm_weight", 30, "--snr", 0.1]])
+    network = wavinwav.load(model).train()
+    objective = train.AffineObjective(network, args, torch.device("cpu"), contextlib.nullcontext)
+    assert not any("wavlm" in name for name in network.state_dict()), "the teacher stays out of checkpoints"
+    cover, secret = (torch.stack([torch.from_numpy(voice(1, 16000, seed + i)) for i in range(2)]) for seed in (30, 40))
+    optimiser, found = torch.optim.Adam(network.parameters(), 3e-4), []
+    for _ in range(16):
+        loss, scores, waves = objective(cover, secret, torch.arange(2))
         with torch.no_grad():
-            distance = teacher(cover, stego) + teacher(secret, network.reveal(stego)[1])
-        found.append((distance.item(), train.snr(cover, stego).mean().item()))
-    (before, snr_before), (after, snr_after) = found
+            distance = objective.wavlm(cover, waves["stego"]) + objective.wavlm(secret, waves["secret^"])
+        found.append((distance.item(), scores.sum().item()))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    (before, snr_before), (after, snr_after) = found[0], found[-1]
     assert after < 0.95 * before and snr_after > snr_before - 2, found
-    assert network.state_dict().keys() == wavinwav.load(model).state_dict().keys(), "the teacher stays out"
 
 
 EVERYTHING = ["--adversarial", "--disc_start", "3", "--crop", "0.13", "--noise", "identity,gaussian,speckle,resample,lowpass,quantize,dropout,gain"]
@@ -179,10 +184,12 @@ def test_killed_and_resumed_with_everything_on(data, hub, tmp_path):
     assert (cut / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
 
 
-@pytest.mark.parametrize("flags", [[*TINY, *EVERYTHING], TINY_PAPER, TINY_LATTICE], ids=["lapped", "paper", "lattice"])
+@pytest.mark.parametrize("flags", [[*TINY, *EVERYTHING, "--disc_start", 1, "--steps", 2], [*TINY_PAPER, "--steps", 6],
+                                   [*TINY_LATTICE, "--steps", 6]], ids=["lapped", "paper", "lattice"])
 def test_two_processes_train_as_one(data, tmp_path, flags):
-    """Without clipping: where it makes gradients small, Adam's epsilon makes more of the last bits of them."""
-    flags = ["--data_dir", data, *flags, "--clip", 1e6, "--steps", 6, "--val_every", 2, "--amp", "fp32"]
+    """Without clipping: where it makes gradients small, Adam's epsilon makes more of their last bits. So does, after more
+    steps of the lapped preset, a sample of the stego that is rounded the other way."""
+    flags = ["--data_dir", data, *flags, "--clip", 1e6, "--val_every", 2, "--amp", "fp32"]
     done = subprocess.run(torchrun(2, *flags, "--out_dir", tmp_path / "two"), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("parameters to train") == 1
