@@ -669,7 +669,7 @@ class RestatedSubnet(nn.Module):
         return self.convs[-1](torch.cat(features, 1))
 
 
-def measure_step(rounds=5, blocks=2, seconds=0.5):
+def measure_step(rounds=9, blocks=2, seconds=0.5):
     """Seconds of forward, inverse and backward of the paper preset, with our subnets and with HiNet's, taken in turns."""
     ours = wavinwav.WavINN(wavinwav.Config.paper(blocks=blocks))
     theirs = copy.deepcopy(ours)

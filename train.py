@@ -594,7 +594,7 @@ class Adversary:
         self.args, self.amp = args, amp
         self.network = discriminator.MultiScaleSTFTDiscriminator().to(device)
         self.parallel = DistributedDataParallel(self.network, broadcast_buffers=False) if WORLD > 1 else self.network
-        self.optimiser = torch.optim.Adam(self.network.parameters(), args.disc_lr, betas=(0.5, 0.9))
+        self.optimiser = torch.optim.Adam(self.network.parameters(), args.disc_lr, betas=(0.5, 0.9), fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=fp16)
 
     def look(self, waves, names, network):
@@ -757,7 +757,7 @@ def main(argv=None):
         parallel = DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=config.robust)
     groups = [dict(params=[p for name, p in trained.items() if (".direct." in name) == direct], scale=scale)
               for direct, scale in ((False, 1.0), (True, args.direct_lr))]
-    optimiser = torch.optim.Adam([group for group in groups if group["params"]], lr=args.lr, betas=(0.9, args.beta2))
+    optimiser = torch.optim.Adam([group for group in groups if group["params"]], lr=args.lr, betas=(0.9, args.beta2), fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
     # the state of the run

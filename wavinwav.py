@@ -123,13 +123,17 @@ class DenseSubnet(nn.Module):
         self.inner = nn.ModuleList(conv(width, config.growth) for width in widths[:4])
         self.last = conv(widths[4], config.bands)
 
-    def features(self, x: Tensor) -> Tensor:
-        for conv in self.inner:
-            x = torch.cat([x, functional.leaky_relu(conv(x), 0.2)], 1)
-        return x
-
     def compute(self, x: Tensor) -> Tensor:
-        return self.last(self.features(x))
+        # Each feature goes once through its part of the weights of all convs that read it: fewer and larger ones, no copies.
+        convs, first = [*self.inner, self.last], 0
+        found = torch.cat([conv.bias for conv in convs])[:, None]
+        for i, conv in enumerate(convs):
+            weight = torch.cat([later.weight[:, first:first + x.shape[1]] for later in convs[i:]])
+            found = found + functional.conv1d(x, weight, padding=conv.padding)
+            first += x.shape[1]
+            result, found = found[:, :conv.out_channels], found[:, conv.out_channels:]
+            x = functional.leaky_relu(result, 0.2)
+        return result
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
@@ -154,7 +158,9 @@ class GatedSubnet(DenseSubnet):
         self.gate = nn.Conv1d(self.last.in_channels, config.bands, config.kernel, padding=config.kernel // 2)
 
     def compute(self, x: Tensor) -> Tensor:
-        features = self.features(0.2 * torch.log(x.square() + 1e-3))
+        features = 0.2 * torch.log(x.square() + 1e-3)
+        for conv in self.inner:
+            features = torch.cat([features, functional.leaky_relu(conv(features), 0.2)], 1)
         return 2 * torch.sigmoid(self.gate(features)) * (self.direct(x) + self.last(features))
 
 
