@@ -403,7 +403,8 @@ def mp3(x, rate, kbps=128):
 
 ATTACKS = {  # signal [T] and its rate in Hz -> signal
     "none": lambda x, rate: x,
-    **{f"noise {decibel} dB": lambda x, rate, decibel=decibel: noise.gaussian(x, torch.randn_like(x), decibel) for decibel in (50, 40, 30, 20)},
+    **{f"noise {decibel} dB": lambda x, rate, decibel=decibel: noise.gaussian(x, torch.randn_like(x), decibel)
+       for decibel in (50, 40, 30, 20)},
     "8 bits": lambda x, rate: (x * 128).round() / 128,
     "gain 0.9": lambda x, rate: 0.9 * x,
     "rate x 3/4": lambda x, rate: noise.resample(x, "3/4"),
@@ -686,7 +687,8 @@ def measure_step(rounds=9, blocks=2, seconds=0.5):
             times[name].append(time.perf_counter() - start)
             model.zero_grad()
     ours, theirs = (statistics.median(values[1:]) for values in times.values())
-    print(f"a step of {blocks} blocks on 2 x {seconds} s: {ours:.2f} s, HiNet's blocks {theirs:.2f} s, ratio {theirs / ours:.2f}")
+    print(f"a step of {blocks} blocks on 2 x {seconds} s: {ours:.2f} s, HiNet's blocks {theirs:.2f} s, "
+          f"ratio {theirs / ours:.2f}")
 
 
 # ---------------------------------------------------------------- the command

@@ -158,7 +158,8 @@ def decode(path, name, folder, depth=None, mono=False, whole=True):
         except soundfile.LibsndfileError as error:
             raise StegoError(f"{name} cannot be read to its end ({error}); it may be damaged") from error
         except OSError as error:
-            raise StegoError(f"{folder} cannot hold {name} decoded ({error.strerror or error}); set TMPDIR to a folder with room") from error
+            raise StegoError(f"{folder} cannot hold {name} decoded ({error.strerror or error}); "
+                             "set TMPDIR to a folder with room") from error
         if whole and file.format == "FLAC" and found.frames < file.frames:
             raise StegoError(f"{name} is cut: {found.frames} of {file.frames} samples are left; get the whole file")
     if not found.frames:
@@ -428,7 +429,8 @@ def hide(cover_path, secret_path, stego_path, model, snr=wavinwav.STEGO_SNR, sha
         if not isinstance(model, Lattice):  # the lattice's decoder is exact: what it makes of these samples is known
             place = 0
             for samples in reveal_affine(model, cipher, found, header):
-                secret_noise += energy(secret.read(place, place + samples.size) - torch.from_numpy(samples.flatten().astype(np.int32)))
+                piece = secret.read(place, place + samples.size)
+                secret_noise += energy(piece - torch.from_numpy(samples.flatten().astype(np.int32)))
                 place += samples.size
         return decibel(cover.energy, noise), decibel(secret.energy, secret_noise)
 
@@ -486,7 +488,8 @@ def hide_affine(model, cipher, cover, secret, cover_name, folder):
     else:
         raise StegoError(f"{cover_name} is too loud; turn it down")
     if cover.scale < 1:
-        print(f"note: {cover_name} was turned down by {-20 * math.log10(cover.scale):.2f} dB, so that nothing clips", file=sys.stderr)
+        print(f"note: {cover_name} was turned down by {-20 * math.log10(cover.scale):.2f} dB, so that nothing clips",
+              file=sys.stderr)
 
     def parts():
         for start in range(HEADER_SAMPLES, cover.samples - SEAL_SAMPLES, BLOCK):
@@ -622,8 +625,8 @@ def main(argv=None):
                         help="lattice models: 0 gives the secret the best SNR, up to 1 moves its noise to where it is loud, "
                         "for the ear (default: the more, the fewer bits there are)")
     hiding.add_argument("--masking", type=float, default=wavinwav.MASKING, metavar="X",
-                        help="lattice models: 0 changes all of the cover alike, which gives the secret most; up to 1 follows the "
-                        f"cover's level, for the ear (default: {wavinwav.MASKING})")
+                        help="lattice models: 0 changes all of the cover alike, which gives the secret most; up to 1 follows "
+                        f"the cover's level, for the ear (default: {wavinwav.MASKING})")
     hiding.add_argument("--depth", type=int, choices=(16, 24), help="bits of the stego's samples: in 24 bits there is room "
                         "for more (default: 24 where the cover has more than 16)")
     revealing.add_argument("--force", action="store_true", help="reveal what is left in a file that was changed")

@@ -90,13 +90,13 @@ def parse_arguments(argv=None):
 
     group = parser.add_argument_group("data")
     flag(group, "data_dir", str, "folder of speech, searched with all its subfolders", metavar="DIR")
-    flag(group, "hf_dataset", str, "instead, a dataset on the Hugging Face hub, or a folder that its `datasets` library reads; it is "
-         "streamed, and a run that goes on skips what it has used", metavar="NAME")
+    flag(group, "hf_dataset", str, "instead, a dataset on the Hugging Face hub, or a folder that its `datasets` library reads; "
+         "it is streamed, and a run that goes on skips what it has used", metavar="NAME")
     flag(group, "hf_config", str, "which of that dataset's configurations", metavar="NAME")
     flag(group, "hf_split", str, "and which of its splits", "train", metavar="NAME")
     flag(group, "hf_column", str, "and which of its columns", "audio", metavar="NAME")
-    flag(group, "val_dir", str, "folder to validate on (default: 5 percent of the files of --data_dir, at least 2; or the first "
-         "items of --hf_dataset)", metavar="DIR")
+    flag(group, "val_dir", str, "folder to validate on (default: 5 percent of the files of --data_dir, at least 2; or the "
+         "first items of --hf_dataset)", metavar="DIR")
     flag(group, "crop", float, "length of a training crop in seconds", 2.0)
     flag(group, "gain", float, "each training crop's level is changed by up to this many dB, up or down", 0.0)
     flag(group, "val_pairs", int, "pairs in the fixed validation set, each of one crop's length", 64)
@@ -104,8 +104,8 @@ def parse_arguments(argv=None):
 
     group = parser.add_argument_group("network")
     flag(group, "preset", str, "what the other defaults come from", "lapped", choices=list(PRESETS))
-    flag(group, "init_from", str, "start from the weights in this model file or checkpoint; the network is the file's, but for --shift and --pilot",
-         metavar="FILE")
+    flag(group, "init_from", str, "start from the weights in this model file or checkpoint; the network is the file's, but for "
+         "--shift and --pilot", metavar="FILE")
     flag(group, "sample_rate", int, "rate in Hz that all audio is brought to")
     flag(group, "bands", int, "bands of the lapped transform; 1 works on the waveform itself")
     flag(group, "blocks", int, "affine couplings in the stack")
@@ -115,13 +115,14 @@ def parse_arguments(argv=None):
     flag(group, "swapped", int, "bands exchanged by the swap initialisation")
     flag(group, "shift", int, "bands below the top at which the secret's lowest go; 0 is where the cover is weakest")
     flag(group, "attenuation", float, "of the secret's bands in the swap, linear")
-    flag(group, "turn_level", float, "root mean square of the cover's high bands above which a frame may be turned; 0 turns none")
+    flag(group, "turn_level", float, "root mean square of the cover's high bands above which a frame may be turned; 0 turns "
+         "none")
 
     flag(group, "pilot", float, "amplitude of the tone that tells the stego's gain, relative to the stego's level; 0 is none")
 
     group = parser.add_argument_group("losses", "The loss is W_STEGO L(cover, stego) + W_COVER L(cover, cover^) + W_SECRET "
-                                      "L(secret, secret^) + W_Z NLL(r), with L = WAVE * L1 + STFT * multi-resolution STFT - SNR * dB + "
-                                      "WAVLM_WEIGHT * WavLM distance.")
+                                      "L(secret, secret^) + W_Z NLL(r), with L = WAVE * L1 + STFT * multi-resolution STFT - SNR "
+                                      "* dB + WAVLM_WEIGHT * WavLM distance.")
     flag(group, "w_stego", float, "weight of stego against cover")
     flag(group, "w_cover", float, "weight of the recovered cover against the cover")
     flag(group, "w_secret", float, "weight of the recovered secret against the secret")
@@ -131,25 +132,26 @@ def parse_arguments(argv=None):
     flag(group, "snr", float, "weight of the signal-to-noise ratio in dB, which saturates at 40")
     flag(group, "snr_ceiling", float, "dB of it above which an item earns nothing", 40.0)
     flag(group, "wavlm_weight", float, "weight of the distance between what WavLM hears")
-    flag(group, "wavlm_source", str, "torch.hub repository, folder with a hubconf.py, or torchaudio/WAVLM_BASE_PLUS", "bshall/knn-vc")
+    flag(group, "wavlm_source", str, "torch.hub repository, folder with a hubconf.py, or torchaudio/WAVLM_BASE_PLUS",
+         "bshall/knn-vc")
     flag(group, "wavlm_distance", str, "between its hidden states", "l1", choices=["l1", "l2", "cosine"])
 
-    group = parser.add_argument_group("adversary", "A multi-scale STFT discriminator learns to tell cover and secret from stego, cover^ "
-                                      "and secret^; the network learns to mislead it.")
-    group.add_argument("--adversarial", action="store_true", help="add ADV_WEIGHT times the generator's hinge loss, and FEAT_WEIGHT "
-                       "times feature matching")
+    group = parser.add_argument_group("adversary", "A multi-scale STFT discriminator learns to tell cover and secret from "
+                                      "stego, cover^ and secret^; the network learns to mislead it.")
+    group.add_argument("--adversarial", action="store_true", help="add ADV_WEIGHT times the generator's hinge loss, and "
+                       "FEAT_WEIGHT times feature matching")
     flag(group, "adv_weight", float, "weight of the discriminator's verdict", 1.0)
     flag(group, "feat_weight", float, "weight of the mean absolute difference of its feature maps", 2.0)
     flag(group, "disc_start", int, "steps before it begins to learn and to judge", 0)
     flag(group, "disc_lr", float, "its Adam's learning rate", 1e-4)
 
     group = parser.add_argument_group("noise", "What happens to the stego before it is revealed, another thing in each batch.")
-    flag(group, "noise", str, f"names from {', '.join(noise.NoiseLayer.kinds)}, with commas; one that stands there twice comes twice as "
-         "often", metavar="NAME,...")
-    flag(group, "robust_from", str, "the paper's robust stage: hide as the model in this file, and train a copy of it that reveals",
-         metavar="FILE")
-    for name, text in {"snr": "gaussian and speckle: dB below the stego", "cutoff": "lowpass: Hz", "bits": "quantize: bits a sample",
-                       "dropout": "dropout: share of the samples", "gain": "gain: dB"}.items():
+    flag(group, "noise", str, f"names from {', '.join(noise.NoiseLayer.kinds)}, with commas; one that stands there twice comes "
+         "twice as often", metavar="NAME,...")
+    flag(group, "robust_from", str, "the paper's robust stage: hide as the model in this file, and train a copy of it "
+         "that reveals", metavar="FILE")
+    for name, text in {"snr": "gaussian and speckle: dB below the stego", "cutoff": "lowpass: Hz",
+                       "bits": "quantize: bits a sample", "dropout": "dropout: share of the samples", "gain": "gain: dB"}.items():
         low, high = noise.STRENGTHS[name]
         group.add_argument(f"--noise_{name}", type=type(low), nargs=2, default=[low, high], metavar=("LOW", "HIGH"),
                            help=f"{text} (default: {low:g} to {high:g})")
@@ -164,11 +166,13 @@ def parse_arguments(argv=None):
     flag(group, "lr", float, "peak learning rate of Adam")
     flag(group, "direct_lr", float, "learning rate of the gated subnets' linear paths, times --lr", 0.1)
     flag(group, "beta2", float, "Adam's second decay rate", 0.99)
-    flag(group, "schedule", str, "after the warm-up: cosine to zero, or a tenth at each quarter of the run", choices=["cosine", "decay"])
+    flag(group, "schedule", str, "after the warm-up: cosine to zero, or a tenth at each quarter of the run",
+         choices=["cosine", "decay"])
     flag(group, "warmup", int, "steps in which the learning rate rises from zero")
     flag(group, "clip", float, "largest norm of the gradient; a larger one is scaled down", 1.0)
     flag(group, "max_skipped", int, "this many non-finite steps in a row, each skipped, end the run", 20)
-    flag(group, "trained", str, "train only the parameters in whose names this is found; the others stay (default: all)", metavar="REGEX")
+    flag(group, "trained", str, "train only the parameters in whose names this is found; the others stay (default: all)",
+         metavar="REGEX")
     flag(group, "seed", int, "of the weights, the data and the noise", 0)
 
     group = parser.add_argument_group("machine")
@@ -176,7 +180,8 @@ def parse_arguments(argv=None):
     flag(group, "amp", str, "precision of the subnets while training; auto is bf16 or else fp16 on CUDA, fp32 elsewhere",
          "auto", choices=["auto", "fp32", "bf16", "fp16"])
     group.add_argument("--recompute", action="store_true", default=None,
-                       help="keep the activations of one subnet only and compute them again: far less memory, a third more time (default: paper)")
+                       help="keep the activations of one subnet only and compute them again: far less memory, a third more "
+                            "time (default: paper)")
     group.add_argument("--no_recompute", dest="recompute", action="store_false", help="keep all activations (default: lapped)")
 
     group = parser.add_argument_group("output")
@@ -191,8 +196,8 @@ def parse_arguments(argv=None):
     given = {action.dest for action in parser._actions for option in action.option_strings
              if option in [word.split("=")[0] for word in (sys.argv[1:] if argv is None else argv)]}
     if args.preset == "lattice" and given & AFFINE_ONLY:
-        parser.error(f"--{min(given & AFFINE_ONLY)} has no parameter to reach in the lattice preset: its cells and steps are computed, "
-                     "and what it learns is to predict sizes, by maximum likelihood")
+        parser.error(f"--{min(given & AFFINE_ONLY)} has no parameter to reach in the lattice preset: its cells and steps are "
+                     "computed, and what it learns is to predict sizes, by maximum likelihood")
     if (args.data_dir is None) == (args.hf_dataset is None):
         parser.error("give either --data_dir or --hf_dataset")
     if args.robust_from and (args.init_from or not args.noise):
@@ -202,7 +207,8 @@ def parse_arguments(argv=None):
             setattr(args, name, value)
     args.recompute = bool(args.recompute)
     args.out_dir = args.out_dir or os.path.join("runs", args.preset)
-    for name in ("crop", "steps", "batch_size", "accumulate", "lr", "clip", "log_every", "val_every", "save_every", "val_pairs", "max_skipped"):
+    for name in ("crop", "steps", "batch_size", "accumulate", "lr", "clip", "log_every", "val_every", "save_every", "val_pairs",
+                 "max_skipped"):
         if not getattr(args, name) > 0:
             parser.error(f"--{name} must be above 0")
     if args.val_every % args.log_every:
@@ -310,7 +316,9 @@ class HubPairs:
 
     def items(self, first, rank=0, world=1):
         from datasets.distributed import split_dataset_by_node
-        stream = self.stream.shuffle(random.Random(self.seed).getrandbits(31), buffer_size=self.shuffled) if self.shuffled else self.stream
+        stream = self.stream
+        if self.shuffled:
+            stream = stream.shuffle(random.Random(self.seed).getrandbits(31), buffer_size=self.shuffled)
         stream = split_dataset_by_node(stream, rank, world) if world > 1 else stream
         for item in stream.repeat(None).skip(first):
             yield item[self.column]
@@ -326,7 +334,8 @@ class HubPairs:
                 x = functional.pad(x[:self.samples], (0, max(0, self.samples - len(x))))
                 if x.square().mean() > SILENCE:
                     return x * 10 ** (rng.uniform(-self.gain, self.gain) / 20)
-        return 0.01 * torch.randn(self.samples, generator=torch.Generator().manual_seed(0))  # noise is better than a division by 0
+        # Noise is better than a division by 0.
+        return 0.01 * torch.randn(self.samples, generator=torch.Generator().manual_seed(0))
 
     def pairs(self, first=0, rank=0, world=1):
         """From pair `first` of a process on; without end."""
@@ -356,8 +365,8 @@ def open_hub(args):
             raise ValueError(f"it has no column {args.hf_column}")
         return stream.cast_column(args.hf_column, datasets.Audio(decode=False))
     except Exception as error:  # of many kinds: no network, no such name, split or column
-        stop(f"--hf_dataset {args.hf_dataset} cannot be used ({str(error).strip().splitlines()[0]}); see its page for configurations, "
-             "splits and columns")
+        stop(f"--hf_dataset {args.hf_dataset} cannot be used ({str(error).strip().splitlines()[0]}); see its page for "
+             "configurations, splits and columns")
 
 
 def leave_signals_to_the_parent(worker):
@@ -499,8 +508,8 @@ class AffineObjective(nn.Module):
         if args.wavlm_weight:
             if RANK > 0:  # the first process downloads, the others find it there
                 distributed.barrier()
-            self.wavlm = wavlm_loss.WavLMLoss(args.wavlm_source, distance=args.wavlm_distance, sample_rate=model.config.sample_rate,
-                                              device=device)
+            self.wavlm = wavlm_loss.WavLMLoss(args.wavlm_source, distance=args.wavlm_distance,
+                                              sample_rate=model.config.sample_rate, device=device)
             if RANK == 0 and WORLD > 1:
                 distributed.barrier()
 
@@ -605,7 +614,8 @@ class Adversary:
         with self.amp():
             logits, maps = network(x)
         size = len(waves["cover"])
-        return [([x[i:i + size] for x in logits], [[x[i:i + size] for x in scale] for scale in maps]) for i in range(0, len(x), size)]
+        return [([x[i:i + size] for x in logits], [[x[i:i + size] for x in scale] for scale in maps])
+                for i in range(0, len(x), size)]
 
     def learn(self, waves):
         """One step of the discriminator. -> its loss, before the step."""
@@ -657,7 +667,8 @@ def count_tables(model, pairs, batches=8, count=32):
     samples = []
     for n in range(batches):
         secrets = FULL_SCALE * pairs.sample(count, 1000 + n * count)
-        samples.append((secrets, int(64 * 9 * (n + 0.5) / batches), int(256 * torch.rand(1, generator=generator)) * (n % 3 > 0)))
+        shaping = int(256 * torch.rand(1, generator=generator)) * (n % 3 > 0)
+        samples.append((secrets, int(64 * 9 * (n + 0.5) / batches), shaping))
     model.measure(samples)
 
 
@@ -757,7 +768,7 @@ def main(argv=None):
         parallel = DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=config.robust)
     groups = [dict(params=[p for name, p in trained.items() if (".direct." in name) == direct], scale=scale)
               for direct, scale in ((False, 1.0), (True, args.direct_lr))]
-    optimiser = torch.optim.Adam([group for group in groups if group["params"]], lr=args.lr, betas=(0.9, args.beta2), fused=True)
+    optimiser = torch.optim.Adam([group for group in groups if group["params"]], args.lr, betas=(0.9, args.beta2), fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
     # the state of the run
@@ -771,7 +782,8 @@ def main(argv=None):
         scaler.load_state_dict(training["scaler"])
         if adversary:
             adversary.load_state_dict(training["adversary"])
-        first_step, pairs, best, skipped, in_a_row = (training[name] for name in ("step", "pairs", "best", "skipped", "in_a_row"))
+        first_step, pairs, best = (training[name] for name in ("step", "pairs", "best"))
+        skipped, in_a_row = training["skipped"], training["in_a_row"]
         window = training["window"].to(device)
     if RANK == 0:
         os.makedirs(args.out_dir, exist_ok=True)
@@ -787,8 +799,9 @@ def main(argv=None):
             distributed.all_reduce(shared)
         if RANK == 0:
             model.save(last_path, training=dict(
-                args=vars(args), step=step, pairs=pairs, best=best, skipped=skipped, in_a_row=in_a_row, window=shared.cpu() / WORLD,
-                optimiser=optimiser.state_dict(), scaler=scaler.state_dict(), adversary=adversary and adversary.state_dict()))
+                args=vars(args), step=step, pairs=pairs, best=best, skipped=skipped, in_a_row=in_a_row,
+                window=shared.cpu() / WORLD, optimiser=optimiser.state_dict(), scaler=scaler.state_dict(),
+                adversary=adversary and adversary.state_dict()))
 
     if RANK == 0:
         count = sum(p.numel() for p in trained.values())

@@ -407,7 +407,8 @@ class WavINN(nn.Module):
         else:
             _check("z", z)
             if z.shape != (*stego.shape[:-1], sum(sizes)):
-                raise ValueError(f"z {list(z.shape)} does not fit stego {list(stego.shape)}: its last size must be {sum(sizes)}")
+                raise ValueError(f"z {list(z.shape)} does not fit stego {list(stego.shape)}: its last size must be "
+                                 f"{sum(sizes)}")
             r, tail, own, tone = _batch(z).split(sizes, 1)
             x = self.take_pilot(x, own)
         cover, secret = x[:, :0], tail[:, :0]
@@ -496,7 +497,9 @@ class Cipher:
         key = key.encode() if isinstance(key, str) else key
         self.keyed = bool(key)
         self.nonce = nonce or (os.urandom(NONCE) if self.keyed else bytes(NONCE))
-        self.root = hashlib.scrypt(key, salt=self.nonce, n=1 << 15, r=8, p=1, maxmem=1 << 26, dklen=32) if self.keyed else b"WavInWav"
+        self.root = b"WavInWav"
+        if self.keyed:
+            self.root = hashlib.scrypt(key, salt=self.nonce, n=1 << 15, r=8, p=1, maxmem=1 << 26, dklen=32)
 
     def stream(self, purpose: bytes, count: int) -> bytes:
         """`count` bytes, other ones for each purpose (bytes that end in 0, so that none begins as another one does)."""
