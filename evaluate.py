@@ -609,20 +609,32 @@ def write_csv(path, tables):
 
 # ---------------------------------------------------------------- speed and memory
 
-def measure_speed(model_path, minutes=10, rate=16000):
-    """Audio seconds per second of the whole commands, start and model load included."""
-    with tempfile.TemporaryDirectory() as folder:
-        paths = {name: os.path.join(folder, f"{name}.wav") for name in ("cover", "secret", "stego", "revealed")}
-        for name in ("cover", "secret"):
-            speech, own_rate = stego.read_audio(os.path.join(HERE, "examples", f"{name}.wav"))
-            speech = torch.from_numpy(np.resize(speech[:, 0], minutes * 60 * own_rate))
-            stego.write_audio(paths[name], stego.to_pcm(speech), own_rate)
-        commands = {"hide": ["hide", paths["cover"], paths["secret"], "-o", paths["stego"]],
-                    "reveal": ["reveal", paths["stego"], "-o", paths["revealed"]]}
-        for name, words in commands.items():
-            start = time.perf_counter()
-            subprocess.run([sys.executable, os.path.join(HERE, "stego.py"), *words, "--model", model_path], check=True)
-            print(f"{name}: {minutes * 60 / (time.perf_counter() - start):.0f} times real time, {minutes} minutes of audio")
+PEAK = """
+import resource, subprocess, sys
+subprocess.run([sys.executable, *sys.argv[1:]], check=True, stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""  # of the largest process of a command; Linux adds what the parent has itself, so the parent must be small
+
+
+def measure_speed(model_path, recordings=((10, 1), (60, 2))):
+    """Audio seconds per second of the whole commands, start and model load included, and the memory of their largest process,
+    for recordings of so many minutes and channels."""
+    for minutes, channels in recordings:
+        with tempfile.TemporaryDirectory() as folder:
+            paths = {name: os.path.join(folder, f"{name}.wav") for name in ("cover", "secret", "stego", "revealed")}
+            for name in ("cover", "secret"):
+                speech, rate = stego.read_audio(os.path.join(HERE, "examples", f"{name}.wav"), "int16")
+                speech = np.concatenate([speech[:, :1], speech[::-1, :1]], 1)[:, :channels]
+                stego.write_audio(paths[name], np.resize(speech, (minutes * 60 * rate, channels)), rate)
+            commands = {"hide": ["hide", paths["cover"], paths["secret"], "-o", paths["stego"]],
+                        "reveal": ["reveal", paths["stego"], "-o", paths["revealed"]]}
+            for name, words in commands.items():
+                command = [sys.executable, "-c", PEAK, os.path.join(HERE, "stego.py"), *words, "--model", model_path]
+                start = time.perf_counter()
+                peak = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+                times = minutes * 60 / (time.perf_counter() - start)
+                print(f"{name}: {times:.0f} times real time, {minutes} minutes of {'stereo' if channels == 2 else 'mono'} at "
+                      f"{rate} Hz; the largest process had {int(peak) / 1024:.0f} MiB")  # Linux counts in KiB
 
 
 MEMORY_STEP = """
@@ -794,7 +806,7 @@ def main(argv=None):
     parser.add_argument("--curve", metavar="FILE.png", help="secret SNR and PESQ over stego SNR, of all methods and the bound")
     parser.add_argument("--csv", metavar="FILE", help="write the tables, a line a number")
     parser.add_argument("--json", metavar="FILE", help="write the tables, the settings and every pair's scores")
-    parser.add_argument("--speed", action="store_true", help="time hide and reveal of ten minutes instead")
+    parser.add_argument("--speed", action="store_true", help="time hide and reveal of ten minutes and of an hour instead")
     parser.add_argument("--memory", action="store_true", help="measure a training step of the paper preset instead")
     parser.add_argument("--step", action="store_true", help="time such a step instead, beside HiNet's blocks")
     args = parser.parse_args(argv)
