@@ -442,3 +442,19 @@ def test_piece_by_piece_is_the_same_as_in_one(tmp_path, model, monkeypatch):
         assert stego.snr_of(resample(torch.from_numpy(secret), 22050, 16000)[:len(found)], torch.from_numpy(found)) > 10
         with pytest.raises(stego.StegoError, match="key is another"):
             stego.reveal(*paths[2:], model, overwrite=True)
+
+
+def test_ten_minutes_are_the_same_as_in_one(tmp_path):
+    """In parts of their usual size, through the commands."""
+    x, y = (np.resize(voice(20, 8000, seed) * np.linspace(0.3, 1, 160_000), 600 * 8000 - seed) for seed in (5, 6))
+    paths = [str(tmp_path / name) for name in ("cover.wav", "secret.wav", "stego.wav", "found.wav")]
+    soundfile.write(paths[0], x, 8000)
+    soundfile.write(paths[1], y[:len(x) - 7], 8000)
+    run = [sys.executable, os.path.join(HERE, "stego.py")]
+    subprocess.run([*run, "hide", *paths[:2], "-o", paths[2]], check=True, capture_output=True)
+    subprocess.run([*run, "reveal", paths[2], "-o", paths[3]], check=True, capture_output=True)
+    model = stego.load_model(MODEL)
+    cover, secret, written, found = (torch.from_numpy(soundfile.read(path)[0]) for path in paths)
+    hidden, _ = model.hide(cover, secret, sample_rate=8000)
+    assert torch.equal(hidden, written)
+    assert torch.equal((model.reveal(hidden)[1] * stego.FULL_SCALE).round(), found * stego.FULL_SCALE)
