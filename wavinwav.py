@@ -639,6 +639,7 @@ LOWEST = 1 << 31  # a coder's state lies from here to 2 ** 63, and a word of 32 
 RESIDUAL = 14  # the class of what is left over when a lossless block's samples have been rounded
 # Numbers for operations on a few thousand elements, which take as long as making a tensor of a Python number does.
 ONE, OCTAVE, BIAS = torch.tensor(1.0), torch.tensor(20, dtype=torch.int32), torch.tensor(127 << 3, dtype=torch.int32)
+WORD = torch.tensor(32)  # bits
 FAVOUR = 0.3 - torch.arange(CLASSES).clamp(max=24) / 80  # by how much rounding for the ear favours larger magnitudes, by class
 SEGMENT = 512  # samples that share a width of cells, which the lowest two bits of the first three tell
 CODES = 3
@@ -859,8 +860,7 @@ class Lattice(nn.Module):
                                  for ago, offset in _context(len(nets))]) for row in range(4)]
             nets.append((net, (weights, bias, out), places, rows[:, start::spacing].unbind()))
         before = [rows[row - 1] for row in range(4)], rows[:, ::4].unbind()  # what the steps follow
-        groups = [bands // 4, bands // 4, bands // 2]
-        classes, integers = ([part.unbind() for part in x.split(groups, 1)] for x in (classes, integers))
+        classes, integers = ([part.unbind() for part in x.split(_group_sizes(bands), 1)] for x in (classes, integers))
         for frame, row in zip(range(frames), itertools.cycle(range(4))):
             for group, (net, weights, places, sizes) in enumerate(nets):
                 x = window.index_select(0, places[row])
@@ -905,16 +905,14 @@ class Lattice(nn.Module):
             values = integers.float()
             if centred:
                 values.sub_(_look_up(self.shrink, classes.int()).mul_(values.sign()))
-            first, others = values.split([bins * BIN // 4, bins * BIN // 4 * 3], 1)
-            first.view(len(steps), bins, -1, blocks).mul_(steps[:, 0])
-            for group in others.split([bins * BIN // 4, bins * BIN // 2], 1):
-                group.view(len(steps), bins, -1, blocks).mul_(steps[:, 1])
+            for group, part in enumerate(values.split(_group_sizes(bins * BIN), 1)):
+                part.view(len(steps), bins, -1, blocks).mul_(steps[:, min(group, 1)])
             place.copy_(self.order(values, bins * BIN))
         return result
 
     def order(self, x: Tensor, bands: int) -> Tensor:
         """From the order of the stream, [S, L, N], to [F, M, N]."""
-        first, second, third = x.view(-1, bands, x.shape[-1]).split([bands // 4, bands // 4, bands // 2], 1)
+        first, second, third = x.view(-1, bands, x.shape[-1]).split(_group_sizes(bands), 1)
         return torch.stack([first, third[:, ::2], second, third[:, 1::2]], 2).flatten(1, 2)
 
     # ------------------------------------------------ entropy coding
@@ -944,7 +942,6 @@ class Lattice(nn.Module):
         starts = self.frequency.cumsum(1) - self.frequency
         table = least | (self.frequency.flatten()[coded].long() << 16) | (starts.flatten()[coded] << 32)
         state = torch.full(classes.shape[1:], LOWEST)
-        word = torch.tensor(32)
         # Filled from the end: what is coded last is decoded first. Twice in a step where there is an escape.
         words, moved = (torch.empty(2 * len(classes), *state.shape, dtype=kind) for kind in (torch.int32, torch.bool))
         rows = list(zip(words, moved))
@@ -952,7 +949,7 @@ class Lattice(nn.Module):
         def spill(most):
             place, full = rows.pop()
             place.copy_(state)  # the low 32 bits
-            state.bitwise_right_shift_(torch.ge(state, most, out=full) * word)
+            state.bitwise_right_shift_(torch.ge(state, most, out=full) * WORD)
 
         for classes, integers in zip(classes.split(PIECE)[::-1], integers.split(PIECE)[::-1]):
             place, low = self.split(classes.int(), integers)
@@ -993,13 +990,13 @@ class Lattice(nn.Module):
         low_bits = _low_bits(torch.arange(CLASSES))
         tables = torch.arange(CLASSES) - 4 * low_bits << PRECISION
         lookup = place % SYMBOLS << 32 | frequency[place] << 16 | slot - start[place]
-        precision, slots, lowest, sixteen, below, word = map(
-            torch.tensor, (PRECISION, (1 << PRECISION) - 1, LOWEST, 16, (1 << 16) - 1, 32))  # see ONE
+        precision, slots, lowest, sixteen, below = map(
+            torch.tensor, (PRECISION, (1 << PRECISION) - 1, LOWEST, 16, (1 << 16) - 1))  # as WORD
 
         def refill(lacking):
             nonlocal state, position
             rank = lacking.cumsum(0).add_(position)
-            state = torch.where(lacking, (state << word).add_(_look_up(stream, rank)), state)
+            state = torch.where(lacking, (state << WORD).add_(_look_up(stream, rank)), state)
             position = rank[-1]
 
         def decode(classes):
@@ -1008,7 +1005,7 @@ class Lattice(nn.Module):
             magnitudes, signs = [], []
             for low, table in zip(lows.split(lanes), starts.split(lanes)):
                 found = _look_up(lookup, (state & slots).add_(table))
-                symbol = found >> word
+                symbol = found >> WORD
                 offset = found & below
                 state = (state >> precision).mul_(found.bitwise_right_shift_(sixteen).bitwise_and_(below)).add_(offset)
                 if symbol.max().item() == SYMBOLS - 1:
@@ -1279,6 +1276,10 @@ def _context(group: int) -> list[tuple[int, int]]:
     """(frames ago, bands away) of what a coefficient's scale depends on."""
     past = [(ago, band) for ago, reach in HISTORY for band in range(-reach, reach + 1)]
     return past + [(0, band) for band in PRESENT[group]]
+
+
+def _group_sizes(bands: int) -> list[int]:
+    return [bands // spacing for _, spacing in GROUPS]
 
 
 def _look_up(table: Tensor, places: Tensor) -> Tensor:
