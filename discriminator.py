@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
-from torchaudio.transforms import Spectrogram
+
+import lazy_torchaudio
 
 Logits = list[Tensor]  # of each scale [B, 1, N, F / 8]
 Maps = list[list[Tensor]]  # of each scale, after each of its activations [B, filters, N, F / 1 to 8]
@@ -39,7 +40,9 @@ class STFTDiscriminator(nn.Module):
     def __init__(self, n_fft: int, filters: int = 32, channels: int = 1, slope: float = 0.2):
         super().__init__()
         self.slope = slope
-        self.spec_transform = Spectrogram(n_fft, hop_length=n_fft // 4, power=None, normalized="window", center=False)
+        spectrogram = lazy_torchaudio.load().transforms.Spectrogram
+        self.spec_transform = spectrogram(n_fft, hop_length=n_fft // 4, power=None,
+                                          normalized="window", center=False)
         self.convs = nn.ModuleList([
             conv(2 * channels, filters, (3, 9), norm=False),
             *(conv(filters, filters, (3, 9), stride=2, dilation=dilation) for dilation in (1, 2, 4)),

@@ -36,12 +36,13 @@ import soundfile
 import torch
 from torch import nn
 from torch.nn import functional
-from torchaudio.functional import resample
 from tqdm import tqdm
 
+import lazy_torchaudio
 import noise
 import stego
 import wavinwav
+from lazy_torchaudio import TorchaudioError, resample
 from train import SILENCE, find_audio
 from wavinwav import STEGO_SNR, LatticeCoupling, lapped, unlapped
 
@@ -743,6 +744,8 @@ def evaluate(args, folder):
         need("pesq", "pystoi")  # before the work, not after it
     if args.curve:
         need("matplotlib.figure")
+    if args.attacks:
+        lazy_torchaudio.load()
 
     levels = sorted({*args.snr, *(range(16, 73, 4) if args.curve else ())})
 
@@ -828,7 +831,7 @@ def main(argv=None):
     try:
         with tempfile.TemporaryDirectory() as folder:
             evaluate(args, folder)
-    except stego.StegoError as error:
+    except (stego.StegoError, TorchaudioError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -9,13 +9,13 @@ that is drawn too. The numbers depend on the seeds alone: the same wherever a ba
 Shapes: B batch, T samples.
 """
 
-import functools
 import random
 from fractions import Fraction
 
 import torch
 from torch import Tensor
-from torchaudio.transforms import Resample
+
+import lazy_torchaudio
 
 STRENGTHS = {  # lowest and highest, or what to choose from; drawn evenly for each batch
     "snr": (20.0, 50.0),  # dB of gaussian and speckle noise, measured from the stego
@@ -37,15 +37,11 @@ def speckle(x: Tensor, normal: Tensor, snr: float) -> Tensor:
     return x + normal * x * 10 ** (-snr / 20)
 
 
-@functools.lru_cache
-def _resamplers(part: Fraction) -> tuple[Resample, Resample]:
-    return Resample(part.denominator, part.numerator), Resample(part.numerator, part.denominator)
-
-
 def resample(x: Tensor, part: str | Fraction) -> Tensor:
     """To this part of the rate, and back. The kernel has as many taps as the parts of the fraction: keep them small."""
-    down, up = (transform.to(x.device) for transform in _resamplers(Fraction(part)))
-    return up(down(x))[..., :x.shape[-1]]
+    whole, kept = Fraction(part).denominator, Fraction(part).numerator
+    down = lazy_torchaudio.resample(x, whole, kept)
+    return lazy_torchaudio.resample(down, kept, whole)[..., :x.shape[-1]]
 
 
 def low_pass(x: Tensor, share: float) -> Tensor:
@@ -71,7 +67,8 @@ def gain(x: Tensor, decibel: float) -> Tensor:
 
 
 class NoiseLayer:
-    """Draws a change for a batch and applies it. Raises ValueError for an unknown name, or a strength out of its range."""
+    """Draws a change for a batch and applies it. Raises ValueError for an unknown name, or a strength out of its range;
+    TorchaudioError where the pool has resample and torchaudio cannot be loaded."""
 
     def __init__(self, pool: list[str], sample_rate: int, **strengths):
         self.pool, self.rate, self.strengths = pool, sample_rate, STRENGTHS | strengths
@@ -85,6 +82,8 @@ class NoiseLayer:
         for part in self.strengths["rates"]:
             if not 0 < Fraction(part) or Fraction(part).denominator > 100 or Fraction(part).numerator > 100:
                 raise ValueError(f"noise rate {part} must be a fraction of small numbers, such as 3/4")
+        if "resample" in pool:
+            lazy_torchaudio.load()  # a fault is told now, not in the middle of the training
 
     kinds = {  # (x, what draws numbers like x, what draws a strength, rate in Hz) -> what is left of x
         "identity": lambda x, draw, strength, rate: x,

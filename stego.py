@@ -38,6 +38,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 import wavinwav
+from lazy_torchaudio import TorchaudioError, resample
 from wavinwav import HEADER_SAMPLES, LEAST_SAMPLES, SEAL_SAMPLES, SEGMENT, Cipher, Header, Lattice
 
 gc.freeze()
@@ -180,7 +181,6 @@ def _cut(path, file):
 
 def resampled(sound, rate, length, folder):
     """A Sound at another rate, cut to `length` samples in each channel; the same in pieces as in one."""
-    from torchaudio.functional import resample  # half a second to import, and seldom needed
     common = math.gcd(sound.rate, rate)
     old, new = sound.rate // common, rate // common
     size, context = (old * math.ceil(n / old) for n in (BLOCK, 64 * max(1, old / new)))  # frames; what reaches a piece
@@ -340,7 +340,10 @@ def read_secret(path, name, folder, cover, cover_name):
                          "cut it, or take a longer cover")
     note_gain(secret, name)
     if secret.rate != cover.rate or secret.depth != 16:
-        secret = resampled(secret, cover.rate, cover.frames, folder)
+        try:
+            secret = resampled(secret, cover.rate, cover.frames, folder)
+        except TorchaudioError as error:
+            raise StegoError(f"{name} cannot be brought to the rate of {cover_name}: {error}") from error
     return secret
 
 

@@ -38,10 +38,10 @@ from torch import distributed, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, IterableDataset
-from torchaudio.transforms import Resample
 from tqdm import tqdm
 
 import discriminator
+import lazy_torchaudio
 import noise
 import wavinwav
 import wavlm_loss
@@ -259,17 +259,14 @@ def split_files(args):
     return train, val
 
 
-@functools.lru_cache
-def resampler(rate, wanted):
-    return Resample(rate, wanted)
-
-
 class Pairs(Dataset):
     """Pairs of crops of two different files: n -> cover, secret, float32 [T], n. Pair n depends on seed and n alone."""
 
     def __init__(self, files, rate, samples, seed, gain=0.0):
         self.files, self.rate, self.samples, self.seed, self.gain = files, rate, samples, seed, gain
         self.ends = list(itertools.accumulate(max(frames / rate, samples / self.rate) for _, frames, rate in files))
+        if any(own != rate for _, _, own in files):
+            lazy_torchaudio.load()  # a fault is told now, not in the middle of the training
 
     def crop(self, rng, other=None):
         """A crop that is not silent, of a file drawn by duration, and the file's index; shorter files are padded."""
@@ -286,8 +283,7 @@ class Pairs(Dataset):
                     x = torch.from_numpy(file.read(need, dtype="float32", always_2d=True).mean(1))
             except (soundfile.LibsndfileError, OSError):
                 continue
-            if rate != self.rate and len(x):
-                x = resampler(rate, self.rate)(x)
+            x = lazy_torchaudio.resample(x, rate, self.rate) if len(x) else x
             x = functional.pad(x[:self.samples], (0, max(0, self.samples - len(x))))
             if x.square().mean() > SILENCE:  # a NaN fails this too
                 return x * 10 ** (rng.uniform(-self.gain, self.gain) / 20), chosen
@@ -313,6 +309,7 @@ class HubPairs:
     def __init__(self, stream, column, rate, samples, seed, gain=0.0, shuffled=1000):
         self.stream, self.column, self.rate, self.samples, self.seed, self.gain = stream, column, rate, samples, seed, gain
         self.shuffled = shuffled
+        lazy_torchaudio.load()  # the rates of what will come are not known
 
     def items(self, first, rank=0, world=1):
         from datasets.distributed import split_dataset_by_node
@@ -330,7 +327,7 @@ class HubPairs:
             for _ in range(20):
                 file.seek(rng.randrange(max(1, file.frames - need + 1)))
                 x = torch.from_numpy(file.read(need, dtype="float32", always_2d=True).mean(1))
-                x = resampler(file.samplerate, self.rate)(x) if file.samplerate != self.rate and len(x) else x
+                x = lazy_torchaudio.resample(x, file.samplerate, self.rate) if len(x) else x
                 x = functional.pad(x[:self.samples], (0, max(0, self.samples - len(x))))
                 if x.square().mean() > SILENCE:
                     return x * 10 ** (rng.uniform(-self.gain, self.gain) / 20)

@@ -15,10 +15,10 @@ import os
 import re
 
 import torch
-import torchaudio
 from torch import Tensor, nn
 from torch.nn import functional
-from torchaudio.transforms import Resample
+
+import lazy_torchaudio
 
 RATE = 16000  # Hz, of all WavLM models
 SHORTEST = 400  # samples at this rate that make one frame
@@ -40,17 +40,24 @@ def load_teacher(source: str, device: str) -> nn.Module:
         raise ValueError(f"{source}: torchaudio has {', '.join(BUNDLES)}")
     if not (local or bundle or re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w./-]+)?", source)):
         raise ValueError(f"{source} is not a folder, not owner/repo or owner/repo:ref, and not torchaudio/NAME")
+    pipelines = lazy_torchaudio.load().pipelines if bundle else None
     try:
         if bundle:
-            return getattr(torchaudio.pipelines, name).get_model(dl_kwargs=dict(weights_only=True, map_location="cpu"))
+            return getattr(pipelines, name).get_model(dl_kwargs=dict(weights_only=True, map_location="cpu"))
         return torch.hub.load(source, "wavlm_large", source="local" if local else "github", trust_repo=True,
                               pretrained=True, progress=True, device=str(device))
     except Exception as error:  # a hubconf.py may raise anything
+        try:
+            lazy_torchaudio.load()  # many a hubconf.py imports it
+            broken = ""
+        except lazy_torchaudio.TorchaudioError as fault:
+            broken = f"; {fault}"
         tried = "torchaudio's weights" if bundle else f"entry wavlm_large of the {'folder' if local else 'GitHub repository'}"
         raise RuntimeError(
             f"no WavLM from {source} ({tried}, with torch.hub's cache {torch.hub.get_dir()}): "
             f"{type(error).__name__}: {' '.join(str(error).split())}; run once with a network, point torch.hub.set_dir at a "
-            "cache that has it, or give a folder whose hubconf.py has wavlm_large(pretrained, progress, device)") from error
+            "cache that has it, or give a folder whose hubconf.py has wavlm_large(pretrained, progress, device)"
+            f"{broken}") from error
 
 
 class WavLMLoss:
@@ -70,7 +77,9 @@ class WavLMLoss:
     def __init__(self, source: str = "bshall/knn-vc", layers=None, distance: str = "l1", sample_rate: int = RATE, device="cpu"):
         if distance not in DISTANCES:
             raise ValueError(f"there is no distance {distance!r}, only {', '.join(DISTANCES)}")
-        self.distance = DISTANCES[distance]
+        self.distance, self.sample_rate = DISTANCES[distance], sample_rate
+        if sample_rate != RATE:
+            lazy_torchaudio.load()  # a fault is told now, not in the middle of the training
         teacher = load_teacher(source, device)
         if hasattr(teacher, "normalize_waveform"):  # torchaudio's wrapper, which normalises over the whole batch
             teacher = teacher.model
@@ -95,7 +104,6 @@ class WavLMLoss:
         for layer in reversed([layer for layer in teacher.feature_extractor.modules() if isinstance(layer, nn.Conv1d)]):
             self.shortest = (self.shortest - 1) * layer.stride[0] + layer.kernel_size[0]
         self.shortest = max(self.shortest, SHORTEST)
-        self.resample = Resample(sample_rate, RATE).to(device)
 
     def hidden(self, x: Tensor) -> list[Tensor]:
         """x [B, T] at RATE -> the outputs of the layers, each [B, N, D]."""
@@ -115,7 +123,8 @@ class WavLMLoss:
         if reference.shape != estimate.shape or estimate.ndim != 2:
             raise ValueError(f"WavLMLoss takes two [B, T] of one shape, not {list(reference.shape)} and {list(estimate.shape)}")
         with torch.autocast(estimate.device.type, enabled=False):
-            reference, estimate = self.resample(reference.float()), self.resample(estimate.float())
+            reference, estimate = (lazy_torchaudio.resample(x.float(), self.sample_rate, RATE)
+                                   for x in (reference, estimate))
             quieter = torch.minimum(reference.square().mean(1), estimate.square().mean(1))
             heard = ~(quieter < SILENCE)  # NaN is heard, and shown
             if not heard.any():
