@@ -799,6 +799,8 @@ def main(argv=None):
                 args=vars(args), step=step, pairs=pairs, best=best, skipped=skipped, in_a_row=in_a_row,
                 window=shared.cpu() / WORLD, optimiser=optimiser.state_dict(), scaler=scaler.state_dict(),
                 adversary=adversary and adversary.state_dict()))
+        if WORLD > 1:  # also since a process that ends while gloo lets go of a tensor can hang (torch 2.4)
+            distributed.barrier()
 
     if RANK == 0:
         count = sum(p.numel() for p in trained.values())
