@@ -52,7 +52,7 @@ def test_reveal_with_r_is_exact(name, dtype, shape):
     stego, r = model.hide(cover, secret)
     assert stego.shape == cover.shape and stego.dtype == r.dtype == dtype
     cover_, secret_ = model.reveal(stego, r)
-    tolerance = TOLERANCE[dtype] * (10 if model.config.gated else 1)  # the log of small coefficients magnifies rounding
+    tolerance = TOLERANCE[dtype] * (100 if model.config.gated else 1)  # the log of small coefficients magnifies rounding
     assert (cover_ - cover).abs().max() <= tolerance
     assert (secret_ - secret).abs().max() <= tolerance
     if shape[-1] >= model.config.bands:
@@ -103,7 +103,7 @@ def test_hide_is_exact_under_autocast():
     cover, secret = speechlike(4096).float(), speechlike(4096, seed=1).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cover_, secret_ = model.reveal(*model.hide(cover, secret))
-    assert (cover_ - cover).abs().max() < 1e-3 and (secret_ - secret).abs().max() < 1e-3
+    assert (cover_ - cover).abs().max() < 0.01 and (secret_ - secret).abs().max() < 0.01  # as above, gated; in bf16 0.05
 
 
 @pytest.mark.parametrize("name", FAST)
@@ -115,7 +115,8 @@ def test_training_under_bf16_autocast_stays_close(name):
         stego, r = model(cover, secret)
         cover_, secret_ = model.inverse(stego, r)
     assert stego.dtype == r.dtype == torch.float32
-    assert (cover_ - cover).abs().max() < 0.1 and (secret_ - secret).abs().max() < 0.1
+    tolerance = 0.3 if model.config.gated else 0.03
+    assert (cover_ - cover).abs().max() < tolerance and (secret_ - secret).abs().max() < tolerance
 
 
 def test_swap_hides_and_reveals_before_any_training(tmp_path):

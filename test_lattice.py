@@ -127,21 +127,26 @@ def test_scales_are_exact_integers():
     assert torch.equal(net(narrow, x.bfloat16().float()), result)
 
 
-def test_same_stego_whatever_the_threads_and_the_matmul_precision(model, monkeypatch):
+def test_same_secret_whatever_the_threads_and_the_matmul_precision(model, monkeypatch):
+    """In what is hidden under one setting and revealed under another. (Stegos may differ: how finely
+    a secret is quantised is found by arithmetic that rounds.)"""
     cover, secret = pcm(7 * 16000, seed=1), pcm(7 * 16000, seed=2)  # two blocks
-    stego, r = model.hide(cover, secret, snr=45)
+    stego, _ = model.hide(cover, secret, snr=45)
     _, revealed = model.reveal(stego)
+    others = []
     threads = torch.get_num_threads()
     try:
         for count, few, precision in ((1, 2, "medium"), (2, 1, "high")):
             torch.set_num_threads(count)
             torch.set_float32_matmul_precision(precision)
             monkeypatch.setattr(wavinwav, "FEW", few)
-            assert torch.equal(model.hide(cover, secret, snr=45)[0], stego)
             assert torch.equal(model.reveal(stego)[1], revealed)
+            other, _ = model.hide(cover, secret, snr=45)
+            others.append((other, model.reveal(other)[1]))
     finally:
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision("highest")
+    assert all(torch.equal(model.reveal(other)[1], there) for other, there in others)
 
 
 @pytest.mark.parametrize("cover_length, length, rate", [
@@ -318,9 +323,13 @@ def test_what_is_no_secret_is_refused(model):
 
 # ---------------------------------------------------------------- keys
 
-def correlation(a, b):
-    a, b = a.double() - a.double().mean(), b.double() - b.double().mean()
-    return abs((a @ b / (a.norm() * b.norm())).item())
+def likeness(a, b):
+    """The inner product of two vectors over what it would be, root mean square, if the signs of one
+    were coin tosses. Then it passes 6 in 2 exp(-6 ** 2 / 2), 3e-8, of all cases, whatever the sizes
+    are (Hoeffding's inequality, given the sizes): a correlation has no such bound where a few large
+    values decide it, as in what a wrong key decodes."""
+    products = (a.double() - a.double().mean()) * (b.double() - b.double().mean())
+    return abs(products.sum() / products.norm()).item()
 
 
 def test_a_key_is_needed(model):
@@ -329,7 +338,9 @@ def test_a_key_is_needed(model):
     stego, _ = model.hide(cover, secret, snr=45, key="open sesame")
     revealed = model.reveal(stego, key=b"open sesame")[1]
     assert abs(snr(secret, revealed) - snr(secret, model.reveal(plain)[1])) < 0.1, "a key costs nothing"
-    assert abs(snr(cover, stego) - snr(cover, plain)) < 0.1
+    # In cells that are filled at random the noise is a mean of 32,000 squares, each of a relative
+    # standard deviation of 0.9: 0.022 dB in all, so that this is 9 of them.
+    assert abs(snr(cover, stego) - snr(cover, plain)) < 0.2
     for key in (None, "", "open sesame ", "Open sesame"):
         with pytest.raises(wavinwav.NoSecret, match="key is another"):
             model.reveal(stego, key=key)
@@ -338,9 +349,10 @@ def test_a_key_is_needed(model):
     assert torch.equal(model.hide(cover, secret, snr=45)[0], plain), "without a key, the same again"
 
 
-def test_without_the_key_there_is_nothing(shipped, monkeypatch):
+def test_without_the_key_there_is_nothing(shipped, monkeypatch, fixed_nonce):
     """With all checks taken away, and with more told than anybody would know, another key decodes noise."""
-    cover, secret = pcm(48000, seed=32), pcm(48000, seed=33)
+    length = 188 * 256  # a whole number of hops, so that the signs below are those that were coded
+    cover, secret = pcm(length, seed=32), pcm(length, seed=33)
     try:
         from pystoi import stoi
     except ImportError:
@@ -348,7 +360,7 @@ def test_without_the_key_there_is_nothing(shipped, monkeypatch):
     else:
         with_stoi = True
         speech, rate = soundfile.read(os.path.join(os.path.dirname(os.path.abspath(__file__)), "examples", "secret.wav"))
-        secret = torch.from_numpy(speech[:48000]).float()
+        secret = torch.from_numpy(speech[:length]).float()
     stego, _ = shipped.hide(cover, secret, snr=50, key="right")
     samples, find, told = (stego * 32768).int(), wavinwav._find, {}
     header, cipher = wavinwav.Header.read(samples, "right", shipped.fingerprint())
@@ -364,27 +376,35 @@ def test_without_the_key_there_is_nothing(shipped, monkeypatch):
     monkeypatch.setattr(wavinwav, "_find", unchecked)
     part, = header.parts()
     others = [wavinwav.Cipher(), *(wavinwav.Cipher(f"wrong {i}", cipher.nonce) for i in range(11))]
-    right, *wrong = (shipped.reveal_part(header, x, part, samples[part.samples])[0][:, 0] for x in (cipher, *others))
-    assert correlation(right, secret) > 0.999
+    decoded = [shipped.reveal_part(header, x, part, samples[part.samples])[0][:, 0] for x in (cipher, *others)]
+    # The sign of a coefficient is a bit of its own in the stream, so under another key a coin toss.
+    # Of 12 keys one passes 6 in 4e-7 of all runs; the right one comes to 15 and more.
+    expected, right, *wrong = (wavinwav.lapped(x.double()[None], 256).flatten() for x in (secret, *decoded))
+    assert likeness(right, expected) > 12
     for found in wrong:
-        assert found.abs().max() > 0 and correlation(found, secret) < 0.02
+        assert found.abs().max() > 0 and likeness(found, expected) < 6
     if with_stoi:
-        scores = [stoi(secret.numpy(), found.float().numpy(), 16000) for found in wrong]
-        assert sum(scores) / len(scores) < 0.15, "nobody understands it: white noise comes to 0.34"
+        # Over nonces this mean has a standard deviation of 0.02 around 0.09: 0.22 is 6 of them.
+        scores = [stoi(secret.numpy(), found.float().numpy(), 16000) for found in decoded[1:]]
+        assert sum(scores) / len(scores) < 0.22, "nobody understands it: white noise comes to 0.34"
 
 
 def test_two_files_of_one_key_share_nothing(shipped):
     secret = pcm(48000, seed=34)
     covers = [pcm(48000, seed=seed) for seed in (35, 35, 36)]
     residuals = [shipped.hide(cover, secret, snr=45, key="k")[1][:len(cover)] for cover in covers]
-    assert correlation(residuals[0], residuals[1]) < 0.02 and correlation(residuals[0], residuals[2]) < 0.02
-    assert correlation(residuals[0], secret) < 0.02
+    # Digits that another key stream fills move a sample up or down alike. One of the three passes 6
+    # in 1e-7 of all runs; a residual beside itself comes to 150.
+    assert likeness(residuals[0], residuals[1]) < 6 and likeness(residuals[0], residuals[2]) < 6
+    assert likeness(residuals[0], secret) < 6
 
 
 def test_header_is_noise_without_the_key(model):
     header = model.header(4000, 2000)
     packed = torch.tensor([list(header.pack(wavinwav.Cipher("k"))) for _ in range(30)])
     bits = (packed[..., None] >> torch.arange(8) & 1).flatten(1).double().mean(0)
+    # Of 344 fair bits in 30 headers, one is always the same in 344 * 2 / 2 ** 30, 6e-7, of all runs;
+    # the standard deviation of the mean is 0.005.
     assert 0.46 < bits.mean() < 0.54 and 0 < bits.min() and bits.max() < 1, "no bit is always the same"
 
 
