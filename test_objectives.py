@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -18,7 +17,7 @@ import torch
 import noise
 import train
 import wavinwav
-from test_train import HERE, TINY, TINY_LATTICE, TINY_PAPER, command, rows, voice, weights
+from test_train import HERE, TINY, TINY_LATTICE, TINY_PAPER, command, rows, train_killed, voice, weights
 
 SHORT = [*TINY[:6], "--crop", "0.13", *TINY[8:]]  # just the longest window of the discriminator
 HUB = '''
@@ -67,11 +66,18 @@ def run(data, folder, *flags):
     return rows(folder)
 
 
+def is_free(port):
+    with socket.socket() as other:
+        return other.connect_ex(("localhost", port)) != 0
+
+
+# Below those that the system gives to whoever asks for any, and others in each process of pytest: a
+# port of the system's choice may be taken by the time that torchrun uses it.
+PORTS = filter(is_free, itertools.count(10000 + 37 * os.getpid() % 20000))
+
+
 def torchrun(count, *flags):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count), "--master_port", str(port),
+    return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count), "--master_port", str(next(PORTS)),
             os.path.join(HERE, "train.py"), *map(str, flags)]
 
 
@@ -169,14 +175,7 @@ def test_killed_and_resumed_with_everything_on(data, hub, tmp_path):
     whole = tmp_path / "whole"
     subprocess.run(command(*flags, "--out_dir", whole), check=True, capture_output=True)
     cut = tmp_path / "cut"
-    process = subprocess.Popen(command(*flags, "--out_dir", cut), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (cut / "last.pt").exists() and process.poll() is None:
-        time.sleep(0.01)
-    time.sleep(random.random() * 0.5)
-    process.kill()
-    process.wait()
-    step = wavinwav.read_checkpoint(cut / "last.pt")["training"]["step"]
-    assert 0 < step < 10, "killed too late to show anything"
+    train_killed(*flags, "--out_dir", cut)
     subprocess.run(command(*flags, "--out_dir", cut, "--resume"), check=True, capture_output=True)
     assert torch.equal(weights(cut / "last.pt"), weights(whole / "last.pt"))
     a, b = (wavinwav.read_checkpoint(folder / "last.pt")["training"]["adversary"]["network"] for folder in (cut, whole))
@@ -184,18 +183,29 @@ def test_killed_and_resumed_with_everything_on(data, hub, tmp_path):
     assert (cut / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
 
 
+def gradients(path):
+    """Means of the last steps' gradients, as Adam has them: of the network, and of the discriminator."""
+    training = wavinwav.read_checkpoint(path)["training"]
+    states = [part["optimiser"]["state"] for part in (training, training["adversary"]) if part]
+    return [torch.cat([state[i]["exp_avg"].flatten() for i in sorted(state)]) for state in states]
+
+
 @pytest.mark.parametrize("flags", [[*TINY, *EVERYTHING, "--disc_start", 1, "--steps", 2], [*TINY_PAPER, "--steps", 6],
                                    [*TINY_LATTICE, "--steps", 6]], ids=["lapped", "paper", "lattice"])
 def test_two_processes_train_as_one(data, tmp_path, flags):
-    """Without clipping: where it makes gradients small, Adam's epsilon makes more of their last bits. So does, after more
-    steps of the lapped preset, a sample of the stego that is rounded the other way."""
+    """By their gradients, not their weights: Adam moves a weight as far for a gradient that is all
+    rounding as for any other, so that weights may be apart by the sum of the learning rates."""
     flags = ["--data_dir", data, *flags, "--clip", 1e6, "--val_every", 2, "--amp", "fp32"]
     done = subprocess.run(torchrun(2, *flags, "--out_dir", tmp_path / "two"), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("parameters to train") == 1
     run(data, tmp_path / "one", *flags[2:], "--batch_size", 4)
-    one, two = (weights(tmp_path / name / "last.pt") for name in ("one", "two"))
-    assert (one - two).abs().max() < 1e-5
+    # Sums in another order are 1e-6 apart. After a step, samples of the stego that are rounded to 16
+    # bits the other way make it up to 4e-4, and 2e-3 for the discriminator, whose gradients of true
+    # and false nearly cancel. Other noise makes it 0.01 to 1; other pairs, or half of them, 0.1 to 1.
+    one, two = (gradients(tmp_path / name / "last.pt") for name in ("one", "two"))
+    for a, b, tolerance in zip(one, two, (0.003, 0.02)):
+        assert (a - b).norm() < tolerance * a.norm()
     for a, b in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
         assert a.keys() == b.keys()
         for name in a:
@@ -204,7 +214,7 @@ def test_two_processes_train_as_one(data, tmp_path, flags):
 
 def test_another_number_of_processes_goes_on(data, tmp_path):
     """Stopped between checkpoints while two processes train; one goes on, with the pairs that come next."""
-    flags = ["--data_dir", data, *TINY, "--steps", 2000, "--save_every", 1000, "--out_dir", tmp_path]
+    flags = ["--data_dir", data, *TINY, "--steps", 1_000_000, "--save_every", 1_000_000, "--out_dir", tmp_path]
     process = subprocess.Popen(torchrun(2, *flags), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "metrics.csv").exists() or len(rows(tmp_path)) < 2:
         assert process.poll() is None, process.stderr.read()
@@ -212,7 +222,7 @@ def test_another_number_of_processes_goes_on(data, tmp_path):
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     saved = wavinwav.read_checkpoint(tmp_path / "last.pt")["training"]
-    assert 4 <= saved["step"] < 2000 and saved["pairs"] == 4 * saved["step"]
+    assert 4 <= saved["step"] < 1_000_000 and saved["pairs"] == 4 * saved["step"]
     process = subprocess.Popen(command("--data_dir", data, *TINY, "--out_dir", tmp_path, "--resume"), stderr=subprocess.PIPE, text=True)
     while len(rows(tmp_path)) < saved["step"] // 2 + 2:
         assert process.poll() is None, process.stderr.read()
