@@ -40,11 +40,15 @@ from tqdm import tqdm
 
 import lazy_torchaudio
 import noise
+import sound
 import stego
 import wavinwav
+from cells import LatticeCoupling
+from lattice import STEGO_SNR
 from lazy_torchaudio import TorchaudioError, resample
+from sound import StegoError
 from train import SILENCE, find_audio
-from wavinwav import STEGO_SNR, LatticeCoupling, lapped, unlapped
+from wavinwav import lapped, unlapped
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 NAMES = "cover", "secret", "stego", "revealed"
@@ -79,13 +83,13 @@ def draw_pairs(files, count, seed, rate):
 
 def own_pair(cover_path, secret_path):
     """The user's two files as signals of one length, mono, at the cover's rate; and that rate in Hz."""
-    (cover, rate), (secret, secret_rate) = (stego.read_audio(path) for path in (cover_path, secret_path))
+    (cover, rate), (secret, secret_rate) = (sound.read_audio(path) for path in (cover_path, secret_path))
     cover, secret = (torch.from_numpy(x.mean(1)) for x in (cover, secret))
     secret = resample(secret, secret_rate, rate)
     length = min(len(cover), len(secret))
     for path, x in ((cover_path, cover[:length]), (secret_path, secret[:length])):
         if not x.square().mean() > SILENCE:
-            raise stego.StegoError(f"{path} is silent; give a file with speech in the first {length / rate:.1f} s")
+            raise StegoError(f"{path} is silent; give a file with speech in the first {length / rate:.1f} s")
     return cover[:length], secret[:length], rate
 
 
@@ -93,18 +97,18 @@ def write_pair(folder, cover, secret, rate):
     """Write a pair as 16-bit WAV files. Returns the paths of these and of the stego and the secret to come."""
     paths = {name: os.path.join(folder, f"{name}.wav") for name in NAMES}
     for name, x in (("cover", cover), ("secret", secret)):
-        stego.write_audio(paths[name], stego.to_pcm(x), rate)
+        sound.write_audio(paths[name], sound.to_pcm(x), rate)
     return paths
 
 
 def samples(path):
     """The samples of a 16-bit mono file, int64 so that arithmetic does not overflow; and its rate in Hz."""
-    x, rate = stego.read_audio(path, "int16")
+    x, rate = sound.read_audio(path, "int16")
     return x[:, 0].astype(np.int64), rate
 
 
 def signal(path):
-    return stego.from_pcm(samples(path)[0])
+    return sound.from_pcm(samples(path)[0])
 
 
 # ---------------------------------------------------------------- methods to compare with
@@ -116,11 +120,11 @@ def on_files(name, family, hide, reveal):
     """A Method from hide(cover, secret, rate) and reveal(stego, rate) on samples."""
     def hide_file(cover_path, secret_path, stego_path):
         cover, rate = samples(cover_path)
-        stego.write_audio(stego_path, hide(cover, samples(secret_path)[0], rate).astype(np.int16), rate)
+        sound.write_audio(stego_path, hide(cover, samples(secret_path)[0], rate).astype(np.int16), rate)
 
     def reveal_file(stego_path, secret_path):
         hidden, rate = samples(stego_path)
-        stego.write_audio(secret_path, reveal(hidden, rate).astype(np.int16), rate)
+        sound.write_audio(secret_path, reveal(hidden, rate).astype(np.int16), rate)
 
     return Method(name, family, hide_file, reveal_file)
 
@@ -178,7 +182,7 @@ def encode_opus(x, rate, kbps):
 
     low, high, large, small = 0.0, 1.0, encode(0.0), encode(1.0)
     if len(small) > budget:
-        raise stego.StegoError(f"Opus needs more than {kbps} kbit/s for {len(x) / rate:.1f} s")
+        raise StegoError(f"Opus needs more than {kbps} kbit/s for {len(x) / rate:.1f} s")
     for _ in range(4):
         level = high - (high - low) * max(0, 0.998 * budget - len(small)) / max(1, len(large) - len(small))
         found = encode(max(0.0, level))
@@ -190,11 +194,11 @@ def opus(kbps):
     """An Ogg Opus file of the secret, its length in bytes before it (4 bytes), in the fewest low bits that hold it. The time
     it takes includes the search for the bit rate."""
     def hide(cover, secret, rate):
-        content = encode_opus(secret.astype(np.float32) / stego.FULL_SCALE, rate, kbps)
+        content = encode_opus(secret.astype(np.float32) / sound.FULL_SCALE, rate, kbps)
         stream = np.unpackbits(np.frombuffer(len(content).to_bytes(4, "big") + content, np.uint8))
         bits = math.ceil(len(stream) / len(cover))
         if bits > 8:
-            raise stego.StegoError(f"Opus at {kbps} kbit/s needs more than 8 bits a sample")
+            raise StegoError(f"Opus at {kbps} kbit/s needs more than 8 bits a sample")
         values = np.pad(stream, (0, -len(stream) % bits)).reshape(-1, bits) @ (1 << np.arange(bits))
         return np.append(embed(cover[:len(values)], values, bits), cover[len(values):])
 
@@ -205,8 +209,8 @@ def opus(kbps):
                 content = io.BytesIO(stream[4:4 + int.from_bytes(stream[:4], "big")])
                 x, own_rate = soundfile.read(content, dtype="float32")
                 x = resample(torch.from_numpy(x), own_rate, rate)[:len(hidden)]
-                return stego.to_pcm(functional.pad(x, (0, len(hidden) - len(x))))
-        raise stego.StegoError("the file carries no Ogg file")
+                return sound.to_pcm(functional.pad(x, (0, len(hidden) - len(x))))
+        raise StegoError("the file carries no Ogg file")
 
     return on_files(f"Opus, {kbps} kbit/s", "Opus in LSBs", hide, reveal)
 
@@ -240,7 +244,7 @@ def ours(model, label, snr=None, bits=None):
 
 def rate_of_snr(cover, stego_snr):
     """Bits a sample that a stego of this SNR (dB) can carry in a cover signal [T], see `bound`."""
-    power = stego.FULL_SCALE ** 2 * cover.double().square().mean().item()
+    power = sound.FULL_SCALE ** 2 * cover.double().square().mean().item()
     return 0.5 * math.log2(1 + 12 * power * 10 ** (-stego_snr / 10))
 
 
@@ -258,7 +262,7 @@ def bound(cover, secret, stego_snr):
     A Gaussian is the hardest of its variance, and the v_k come from the secret itself; so this is what a model of this kind
     can reach, with its side information free, and no theorem about speech. A method may be lossless where R is large.
     """
-    x = stego.FULL_SCALE * secret.double()
+    x = sound.FULL_SCALE * secret.double()
     squares = lapped(functional.pad(x, (0, -len(x) % 256))[None], 256).square()
     variance = functional.avg_pool2d(squares, (5, 3), 1, (2, 1), count_include_pad=False).flatten().clamp_min(1e-9)
     log_variance, bits = variance.log2(), rate_of_snr(cover, stego_snr) * len(x)
@@ -278,7 +282,7 @@ def lsd(reference, estimate):
     super-resolution literature: 2048 samples, every 512, Hann (Kuleshov et al., arXiv 1708.00853). Power counts from that
     of 16-bit rounding up, so that digital silence is not minus infinity."""
     window = torch.hann_window(2048)
-    floor = window.square().sum() / 12 / stego.FULL_SCALE ** 2
+    floor = window.square().sum() / 12 / sound.FULL_SCALE ** 2
     logs = [10 * torch.stft(functional.pad(x, (0, max(0, 2048 - len(x)))), 2048, 512, window=window, return_complex=True)
             .abs().square().add(floor).log10() for x in (reference, estimate)]  # [bins, F]
     return (logs[0] - logs[1]).square().mean(0).sqrt().mean().item()
@@ -310,14 +314,14 @@ def score_pair(method, paths, perceptual):
     try:
         method.hide(paths["cover"], paths["secret"], paths["stego"])
         method.reveal(paths["stego"], paths["revealed"])
-    except stego.StegoError as error:
+    except StegoError as error:
         tqdm.write(f"{method.name}: {error}", file=sys.stderr)
         return {}
     seconds = time.perf_counter() - start
     x, rate = {name: signal(path) for name, path in paths.items()}, samples(paths["cover"])[1]
     scores = {}
     for name, reference, estimate in (("stego", "cover", "stego"), ("secret", "secret", "revealed")):
-        values = {"SNR": stego.snr_of(x[reference], x[estimate]), "LSD": lsd(x[reference], x[estimate])}
+        values = {"SNR": sound.snr_of(x[reference], x[estimate]), "LSD": lsd(x[reference], x[estimate])}
         if perceptual:
             values |= speech_scores(x[reference], x[estimate], rate)
         scores |= {f"{name} {key}": value for key, value in values.items()}
@@ -421,27 +425,27 @@ def attack_pair(model, method, paths, seed):
     is taken as cut off in front, and silent."""
     try:
         method.hide(paths["cover"], paths["secret"], paths["stego"])
-    except stego.StegoError:
+    except StegoError:
         return {}
     hidden, rate, secret = signal(paths["stego"]), samples(paths["stego"])[1], signal(paths["secret"])
     attacked_path, scores = paths["stego"] + ".attacked.wav", {}
     for i, (name, attack) in enumerate(ATTACKS.items()):
         torch.manual_seed(seed + i)
         try:
-            stego.write_audio(attacked_path, stego.to_pcm(attack(hidden, rate)), rate)
+            sound.write_audio(attacked_path, sound.to_pcm(attack(hidden, rate)), rate)
         except soundfile.LibsndfileError:
             scores[name] = math.nan
             continue
         try:
             stego.reveal(attacked_path, paths["revealed"], model, overwrite=True)
             revealed = signal(paths["revealed"])
-        except stego.StegoError:
+        except StegoError:
             if is_lattice(model):
                 scores[name] = None
                 continue
-            revealed = stego.from_pcm(stego.to_pcm(model.reveal(signal(attacked_path))[1]))
+            revealed = sound.from_pcm(sound.to_pcm(model.reveal(signal(attacked_path))[1]))
         missing = max(0, len(secret) - len(revealed))
-        scores[name] = stego.snr_of(secret, functional.pad(revealed, (missing, 0))[:len(secret)])
+        scores[name] = sound.snr_of(secret, functional.pad(revealed, (missing, 0))[:len(secret)])
     return scores
 
 
@@ -506,7 +510,7 @@ def cover_and_stego(method, pairs, rate, folder):
         paths = write_pair(folder, cover, secret, rate)
         try:
             method.hide(paths["cover"], paths["secret"], paths["stego"])
-        except stego.StegoError:
+        except StegoError:
             continue
         found.append((samples(paths["cover"])[0], samples(paths["stego"])[0]))
     return found
@@ -520,7 +524,7 @@ def steganalysis(methods, train_pairs, test_pairs, rate, seed, folder, steps=300
         if not (train and test):
             return {}
         accuracy, area = detect(train, test, rate, seed, steps)
-        levels = [stego.snr_of(stego.from_pcm(cover), stego.from_pcm(hidden)) for cover, hidden in test]
+        levels = [sound.snr_of(sound.from_pcm(cover), sound.from_pcm(hidden)) for cover, hidden in test]
         return {"stego SNR": mean_interval(levels)[0], "accuracy": accuracy, "AUC": area}
 
     found = stego.in_order(work, range(len(methods)), "detector")
@@ -534,9 +538,9 @@ def plot_pair(path, method, paths):
     method.hide(paths["cover"], paths["secret"], paths["stego"])
     method.reveal(paths["stego"], paths["revealed"])
     x, rate = {name: signal(file) for name, file in paths.items()}, samples(paths["cover"])[1]
-    panels = {"cover": x["cover"], f"stego, SNR {stego.snr_of(x['cover'], x['stego']):.1f} dB": x["stego"],
+    panels = {"cover": x["cover"], f"stego, SNR {sound.snr_of(x['cover'], x['stego']):.1f} dB": x["stego"],
               "residual: stego − cover": x["stego"] - x["cover"], "secret": x["secret"],
-              f"revealed, SNR {stego.snr_of(x['secret'], x['revealed']):.1f} dB": x["revealed"]}
+              f"revealed, SNR {sound.snr_of(x['secret'], x['revealed']):.1f} dB": x["revealed"]}
     size = 2 ** round(math.log2(0.032 * rate))  # some 32 ms
     window = torch.hann_window(size)
     power = {name: torch.stft(y, size, size // 8, window=window, return_complex=True).abs().square()
@@ -624,9 +628,9 @@ def measure_speed(model_path, recordings=((10, 1), (60, 2))):
         with tempfile.TemporaryDirectory() as folder:
             paths = {name: os.path.join(folder, f"{name}.wav") for name in ("cover", "secret", "stego", "revealed")}
             for name in ("cover", "secret"):
-                speech, rate = stego.read_audio(os.path.join(HERE, "examples", f"{name}.wav"), "int16")
+                speech, rate = sound.read_audio(os.path.join(HERE, "examples", f"{name}.wav"), "int16")
                 speech = np.concatenate([speech[:, :1], speech[::-1, :1]], 1)[:, :channels]
-                stego.write_audio(paths[name], np.resize(speech, (minutes * 60 * rate, channels)), rate)
+                sound.write_audio(paths[name], np.resize(speech, (minutes * 60 * rate, channels)), rate)
             commands = {"hide": ["hide", paths["cover"], paths["secret"], "-o", paths["stego"]],
                         "reveal": ["reveal", paths["stego"], "-o", paths["revealed"]]}
             for name, words in commands.items():
@@ -708,11 +712,11 @@ def measure_step(rounds=9, blocks=2, seconds=0.5):
 
 def load_models(paths):
     """{label: model}: its preset, or its path where an earlier model has that. No paths: the shipped ones."""
-    shipped = [os.path.join(HERE, name) for name in ("wavinwav.pt", "wavinwav-affine.pt", "wavinwav-robust.pt")]
+    shipped = [os.path.join(HERE, name) for name in ("lattice.pt", "wavinwav-affine.pt", "wavinwav-robust.pt")]
     models = {}
     for path in paths or [shipped[0], *filter(os.path.exists, shipped[1:])]:
         model = stego.load_model(path)
-        label = "robust" if model.config.robust else model.config.preset
+        label = "robust" if getattr(model.config, "robust", False) else model.config.preset
         models[path if label in models else label] = model
     return models
 
@@ -818,7 +822,7 @@ def main(argv=None):
     if args.memory:
         return measure_memory()
     if args.speed:
-        return measure_speed(args.model[0] if args.model else os.path.join(HERE, "wavinwav.pt"))
+        return measure_speed(args.model[0] if args.model else os.path.join(HERE, "lattice.pt"))
     if bool(args.data_dir) == bool(args.cover) or bool(args.cover) != bool(args.secret):
         parser.error("give --data_dir, or --cover and --secret")
     if args.steganalysis and (args.cover or os.path.realpath(args.steganalysis) == os.path.realpath(args.data_dir)):
@@ -831,7 +835,7 @@ def main(argv=None):
     try:
         with tempfile.TemporaryDirectory() as folder:
             evaluate(args, folder)
-    except (stego.StegoError, TorchaudioError) as error:
+    except (StegoError, TorchaudioError) as error:
         sys.exit(f"error: {error}")
 
 

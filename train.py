@@ -10,7 +10,7 @@
 
 DIR is searched for all that soundfile reads (wav, flac, ogg, mp3, ...), at any rate and channel count. OUT_DIR gets
 last.pt (everything --resume needs), best.pt (the model that did best in validation; both are files that
-wavinwav.load reads) and metrics.csv.
+wavinwav.load or lattice.load reads) and metrics.csv.
 
 A pair of crops and its random numbers depend on --seed and the pair's number alone, so a run that is killed and resumed
 ends as it would have without, and it does not matter how many processes share a batch.
@@ -42,10 +42,12 @@ from tqdm import tqdm
 
 import discriminator
 import lazy_torchaudio
+import lattice
 import noise
 import wavinwav
 import wavlm_loss
-from wavinwav import Config
+from lattice import Lattice, LatticeConfig
+from wavinwav import Config, WavINN
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun sets these
 
@@ -60,7 +62,9 @@ MODEL_FLAGS = ("bands", "blocks", "growth", "kernel", "clamp", "swapped", "shift
                "pilot", "sample_rate")
 PAIRS = {"w_stego": ("cover", "stego"), "w_cover": ("cover", "cover^"), "w_secret": ("secret", "secret^")}
 FAKES = tuple(fake for _, fake in PAIRS.values())
-AFFINE_ONLY = {*PAIRS, "w_z", "wave", "stft", "snr", "wavlm_weight", "adversarial", "noise", "robust_from"}
+LATTICE_FLAGS = "bands", "growth", "sample_rate"
+AFFINE_ONLY = {*PAIRS, "w_z", "wave", "stft", "snr", "wavlm_weight", "adversarial", "noise", "robust_from", *MODEL_FLAGS}
+AFFINE_ONLY -= set(LATTICE_FLAGS)
 ANEW_ON_RESUME = {"resume", "data_dir", "val_dir", "out_dir", "device", "workers", "save_every", "no_progress"}
 SILENCE = 1e-5  # mean square of a crop, -50 dBFS: under it there is nothing to hide or to hide in
 FULL_SCALE = 32768  # of 16-bit PCM
@@ -76,14 +80,14 @@ def stop(message):
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
-    config = {preset: getattr(Config, preset)() for preset in PRESETS}
+    config = {"lapped": Config.lapped(), "lattice": LatticeConfig(), "paper": Config.paper()}
 
     def flag(group, name, kind, text, default=None, **more):
         """A flag whose help states its default, or each preset's."""
         by_preset = [f"{preset} {table[name]:g}" if kind is not str else f"{preset} {table[name]}"
                      for preset, table in PRESETS.items() if name in table]
         if name in MODEL_FLAGS:
-            by_preset = [f"{preset} {getattr(config[preset], name):g}" for preset in PRESETS]
+            by_preset = [f"{preset} {getattr(config[preset], name):g}" for preset in PRESETS if hasattr(config[preset], name)]
         shown = ", ".join(by_preset) if by_preset else default
         text += f" (default: {shown})" if shown is not None else ""
         group.add_argument(f"--{name}", type=kind, default=default, help=text, **more)
@@ -573,8 +577,8 @@ class LatticeObjective(nn.Module):
             secrets = FULL_SCALE * torch.cat([cover, secret])
             coefficients = self.model.analyse(secrets, self.model.config.bands)
             for step, shaping in ((64, 0), (192, 0), (320, 100), (384, 200)):
-                classes, integers, _ = self.model.quantise(coefficients, step, shaping)
-                totals += torch.tensor([self.model.cost(classes, integers).mean().item() * len(secrets), len(secrets)])
+                classes, integers, _ = self.model.quantiser.quantise(coefficients, step, shaping)
+                totals += torch.tensor([self.model.coder.cost(classes, integers).mean().item() * len(secrets), len(secrets)])
         self.model.to(device)
         return mean_of_all(totals)
 
@@ -650,7 +654,7 @@ class Adversary:
 
 def draw_steps(secrets, uniform_step, uniform_shaping):
     """Settings for secrets [N, T] in PCM units, from uniform numbers [N]: steps 10 to 65 dB below their levels, and how far
-    these follow the signal; integers [N] each, as Lattice.forward takes them."""
+    these follow the signal; integers [N] each, as Quantiser.forward takes them."""
     level = 0.5 * torch.log2(secrets.square().mean(1).cpu())
     shaping = (256 * (1.4 * uniform_shaping - 0.4).clamp_min(0)).long()  # a third has none
     step = 64 * (level - (10 + 55 * uniform_step) / 6.02) - 0.75 * shaping
@@ -667,6 +671,13 @@ def count_tables(model, pairs, batches=8, count=32):
         shaping = int(256 * torch.rand(1, generator=generator)) * (n % 3 > 0)
         samples.append((secrets, int(64 * 9 * (n + 0.5) / batches), shaping))
     model.measure(samples)
+
+
+def build(preset, config):
+    """The network of a preset with these fields in its config, as it is before training."""
+    if preset == "lattice":
+        return Lattice(LatticeConfig(**config))
+    return WavINN(getattr(Config, preset)(**config))
 
 
 def start_metrics(path, step, header):
@@ -723,23 +734,21 @@ def main(argv=None):
     altered = {name: getattr(args, name) for name in ("shift", "pilot") if getattr(args, name) is not None}
     try:
         if checkpoint:
-            model = wavinwav.build(Config(**checkpoint["config"]))
+            model = build(args.preset, checkpoint["config"])
         elif args.robust_from:
             model = wavinwav.altered(wavinwav.load(source), robust=True, **altered).train()
         elif args.init_from:
-            model = wavinwav.load(source)
+            model = (lattice.load if args.preset == "lattice" else wavinwav.load)(source)
             model = (wavinwav.altered(model, **altered) if altered else model).train()
         else:
             changes = {name: getattr(args, name) for name in MODEL_FLAGS if getattr(args, name) is not None}
-            model = wavinwav.build(getattr(Config, args.preset)(**changes))
+            model = build(args.preset, changes)
     except (ValueError, OSError) as error:
         stop(str(error))
     config = model.config
-    if (config.preset == "lattice") != (args.preset == "lattice"):
-        stop(f"{source} holds a model of preset {config.preset}; give --preset {config.preset}")
 
     for name, parameter in model.named_parameters():
-        frozen = config.robust and not name.startswith("robust_blocks.")  # the robust stage hides as before
+        frozen = getattr(config, "robust", False) and not name.startswith("robust_blocks.")  # the robust stage hides as before
         parameter.requires_grad_(not frozen and bool(re.search(args.trained or "", name)))
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trained:
@@ -751,7 +760,10 @@ def main(argv=None):
     if config.bands > 1 and not source and not checkpoint:
         coefficients = wavinwav.lapped(train_pairs.sample(256), config.bands)
         level = coefficients.square().mean((0, 2)).sqrt().clamp_min(1e-6)
-        model.level.copy_((8 * torch.log2(FULL_SCALE * level)).floor() if args.preset == "lattice" else level[:, None])
+        if args.preset == "lattice":
+            model.quantiser.level.copy_((8 * torch.log2(FULL_SCALE * level)).floor())
+        else:
+            model.level.copy_(level[:, None])
     model.to(device)
 
     # what is trained, and how
@@ -762,7 +774,7 @@ def main(argv=None):
         stop(str(error))
     parallel = objective
     if WORLD > 1:  # robust: the last phi in the way back changes nothing but cover^
-        parallel = DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=config.robust)
+        parallel = DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=getattr(config, "robust", False))
     groups = [dict(params=[p for name, p in trained.items() if (".direct." in name) == direct], scale=scale)
               for direct, scale in ((False, 1.0), (True, args.direct_lr))]
     optimiser = torch.optim.Adam([group for group in groups if group["params"]], args.lr, betas=(0.9, args.beta2), fused=True)

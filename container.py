@@ -1,0 +1,246 @@
+"""What lies where in the samples of a stego, whichever model made it.
+
+    first samples                        between                          last samples
+    header: nonce, fields, checksum      what the model hides             seal
+
+Header and seal are bytes in the lowest bits of samples, as a `Layout` says. A key enciphers the
+header and whatever a model asks the `Cipher` for; the seal tells whether any sample has changed.
+Samples are integer tensors [n] on the CPU, in which two channels take turns.
+"""
+
+import ctypes
+import hashlib
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+MAGIC = b"WIW5"  # changes with anything that reveal must know, such as the size of parts
+FIELDS = struct.Struct(">4sQQIHB")  # the magic word, and what `Header` has
+NONCE_BYTES, CHECK_BYTES, SEAL_BYTES = 12, 4, 16
+HEADER_BYTES = NONCE_BYTES + FIELDS.size + CHECK_BYTES
+HASHED_AT_ONCE = 1 << 16  # samples
+
+
+class NoSecret(ValueError):
+    """There is no header that this key opens."""
+
+
+class OtherModel(ValueError):
+    """The secret was hidden with another model."""
+
+
+class OtherVersion(ValueError):
+    """The secret was hidden by another version of this code."""
+
+
+class Damaged(ValueError):
+    """The stego is not what `hide` made."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where header and seal lie: in the lowest `bits` (1, 2, 4) of every `spacing`-th sample."""
+
+    bits: int
+    spacing: int
+
+    @property
+    def header_samples(self) -> int:
+        """Samples at a stego's beginning among which the header lies."""
+        return HEADER_BYTES * 8 // self.bits * self.spacing
+
+    @property
+    def seal_samples(self) -> int:
+        """Samples at a stego's end among which the seal lies."""
+        return SEAL_BYTES * 8 // self.bits * self.spacing
+
+    @property
+    def mask(self) -> int:
+        return (1 << self.bits) - 1
+
+    def targets(self, content: bytes) -> Tensor:
+        """What the lowest bits of samples 0, spacing, 2 * spacing, ... are to be for these bytes:
+        integers below 2 ** bits [8 / bits * len(content)]."""
+        values = torch.tensor(list(content))[:, None] >> torch.arange(0, 8, self.bits)
+        return (values & self.mask).flatten()
+
+    def write(self, samples: Tensor, content: bytes):
+        """Put bytes into samples, in place: [8 / bits * spacing * len(content)]."""
+        chosen = samples[::self.spacing]
+        chosen.copy_((chosen & ~self.mask) | self.targets(content).to(chosen.dtype))
+
+    def read(self, samples: Tensor) -> bytes:
+        """Inverse of `write`."""
+        values = (samples[::self.spacing] & self.mask).view(-1, 8 // self.bits)
+        return bytes((values << torch.arange(0, 8, self.bits)).sum(1).tolist())
+
+    def cleared(self, samples: Tensor) -> Tensor:
+        """A copy of samples in which all bits that `write` would set are 0."""
+        samples = samples.clone()
+        samples[::self.spacing] &= ~self.mask
+        return samples
+
+
+DENSE = Layout(bits=2, spacing=1)  # of a lattice, which takes over low bits everywhere
+SPARSE = Layout(bits=1, spacing=4)  # of an INN, whose coefficients bear only a little noise
+LAYOUTS = DENSE, SPARSE
+HEADER_SAMPLES = max(layout.header_samples for layout in LAYOUTS)  # enough for `Header.read`
+
+
+class Cipher:
+    """A stream cipher: SHAKE-256 over a key and a nonce, which is new for every stego. scrypt
+    (RFC 7914) makes the key of a passphrase. Without one it is public: then it hides nothing."""
+
+    def __init__(self, key: str | bytes | None = None, nonce: bytes | None = None):
+        key = key.encode() if isinstance(key, str) else key
+        self.keyed = bool(key)
+        self.nonce = nonce or (os.urandom(NONCE_BYTES) if self.keyed else bytes(NONCE_BYTES))
+        self.root = b"WavInWav"
+        if self.keyed:
+            self.root = hashlib.scrypt(
+                key, salt=self.nonce, n=1 << 15, r=8, p=1, maxmem=1 << 26, dklen=32)
+
+    def stream(self, purpose: bytes, count: int) -> bytes:
+        """`count` bytes, other ones for each purpose. Purposes end in a zero byte, so that none
+        begins as another one does."""
+        return hashlib.shake_256(self.root + self.nonce + purpose).digest(count)
+
+    def integers(self, purpose: bytes, count: int, dtype: torch.dtype) -> Tensor:
+        """`count` integers [count], uniform over all that dtype holds."""
+        if not count:
+            return torch.zeros(0, dtype=dtype)
+        stream = self.stream(purpose, count * dtype.itemsize)
+        return torch.frombuffer(bytearray(stream), dtype=dtype)
+
+    def words(self, purpose: bytes, count: int) -> Tensor:
+        """`count` integers from 0 to 2 ** 32 - 1, int64 [count]."""
+        return self.integers(purpose, count, torch.int32).long() & 0xFFFFFFFF
+
+    def uniform(self, purpose: bytes, count: int) -> Tensor:
+        """`count` numbers in [-0.5, 0.5), multiples of 2 ** -16, float32 [count]: a dither."""
+        return self.integers(purpose, count, torch.int16).float().mul_(2 ** -16)
+
+    def seal(self):
+        """A keyed hash (BLAKE2b). The digest over `bytes_of` all samples of a stego, with zeros
+        in the place of the seal, is the seal."""
+        return hashlib.blake2b(key=self.stream(b"seal\0", 32), digest_size=SEAL_BYTES)
+
+
+@dataclass
+class Header:
+    """What reveal must know before all else: enciphered, with a checksum, in the first samples."""
+
+    samples: int  # of the stego, in all channels together
+    length: int  # of the secret, samples in each channel
+    model: int  # its fingerprint
+    setting: int = 0  # the model's own, 16 bits: of a lattice its bands, of an INN its cells' scale
+    channels: int = 1  # of the secret
+    layout: Layout = DENSE  # not stored: where the header was found
+
+    def pack(self, cipher: Cipher) -> bytes:
+        fields = FIELDS.pack(
+            MAGIC, self.samples, self.length, self.model, self.setting, self.channels)
+        fields += cipher.stream(b"check\0" + fields, CHECK_BYTES)
+        return cipher.nonce + _xor(fields, cipher.stream(b"header\0", len(fields)))
+
+    @classmethod
+    def unpack(cls, content: bytes, key: str | bytes | None, layout: Layout
+               ) -> "tuple[Header, Cipher]":
+        """Inverse of `pack`. Raises NoSecret, OtherVersion."""
+        cipher = Cipher(key, content[:NONCE_BYTES])
+        content = content[NONCE_BYTES:]
+        content = _xor(content, cipher.stream(b"header\0", len(content)))
+        fields, check = content[:-CHECK_BYTES], content[-CHECK_BYTES:]
+        magic, *values = FIELDS.unpack(fields)
+        if magic[:3] != MAGIC[:3] or cipher.stream(b"check\0" + fields, CHECK_BYTES) != check:
+            raise NoSecret("there is no secret, or the key is another, "
+                           "or the beginning was changed or cut off")
+        if magic != MAGIC:
+            raise OtherVersion("the secret was hidden by another version of WavInWav")
+        header = cls(*values, layout)
+        least = layout.header_samples + layout.seal_samples
+        if not (0 < header.length <= header.samples >= least and 1 <= header.channels <= 2):
+            raise NoSecret("the header makes no sense")
+        return header, cipher
+
+    @classmethod
+    def read(cls, samples: Tensor, key: str | bytes | None, model: int, layout: Layout
+             ) -> "tuple[Header, Cipher]":
+        """The header of a stego, of which HEADER_SAMPLES are enough, and the cipher of the rest.
+        `model` is the fingerprint of the one in hand, and `layout` the one that it uses.
+
+        Raises NoSecret, also with a wrong key; OtherModel; OtherVersion.
+        """
+        failure = None
+        for candidate in sorted(LAYOUTS, key=lambda other: other != layout):  # its own first
+            first = samples[:candidate.header_samples]
+            first = functional.pad(first, (0, candidate.header_samples - len(first)))
+            try:
+                header, cipher = cls.unpack(candidate.read(first), key, candidate)
+            except NoSecret as error:
+                failure = failure or error
+                continue
+            if header.model != model or header.layout != layout:
+                raise OtherModel("the secret was hidden with another model")
+            return header, cipher
+        raise failure
+
+
+def sealed(pieces: Iterable[Tensor], header: Header, cipher: Cipher) -> Iterator[Tensor]:
+    """A whole stego, piece by piece, from its samples without header and seal. These are put into
+    the first and the last piece, in place, which must be long enough for them."""
+    layout, seal, pieces = header.layout, cipher.seal(), iter(pieces)
+    piece = next(pieces)
+    layout.write(piece[:layout.header_samples], header.pack(cipher))
+    for following in pieces:
+        seal.update(bytes_of(piece))
+        yield piece
+        piece = following
+    body, tail = piece[:-layout.seal_samples], piece[-layout.seal_samples:]
+    seal.update(bytes_of(body))
+    seal.update(bytes_of(layout.cleared(tail)))
+    layout.write(tail, seal.digest())
+    yield piece
+
+
+def verify(read: Callable[[int, int], Tensor], count: int, header: Header, cipher: Cipher):
+    """Raises Damaged unless a stego of `count` samples, which `read(start, stop)` gives, is what
+    `sealed` made."""
+    if count < header.samples:
+        raise Damaged(f"it was cut: {count} of {header.samples} samples are left")
+    layout, seal = header.layout, cipher.seal()
+    last = header.samples - layout.seal_samples
+    for start in range(0, last, HASHED_AT_ONCE):
+        seal.update(bytes_of(read(start, min(last, start + HASHED_AT_ONCE))))
+    tail = read(last, header.samples)
+    seal.update(bytes_of(layout.cleared(tail)))
+    if count > header.samples or layout.read(tail) != seal.digest():
+        raise Damaged("it was changed after it was made")
+
+
+def fingerprint(tensors: Iterable[Tensor]) -> int:
+    """A checksum of a model's tensors, float32 or integers below 2 ** 31."""
+    check = 0
+    for x in tensors:
+        x = x.detach().cpu().flatten()
+        x = x.float().view(torch.int32) if x.is_floating_point() else x
+        check = zlib.crc32(bytes_of(x), check)
+    return check
+
+
+def bytes_of(integers: Tensor) -> memoryview:
+    """Integers [n] as 4 bytes each, without a copy where they are int32."""
+    integers = integers.to(torch.int32).contiguous()
+    content = (ctypes.c_char * (4 * len(integers))).from_address(integers.data_ptr())
+    content.owner = integers  # which keeps the memory
+    return memoryview(content)
+
+
+def _xor(a: bytes, b: bytes) -> bytes:
+    return bytes(x ^ y for x, y in zip(a, b))

@@ -1,0 +1,278 @@
+"""Sound files of any length: decoded into a temporary file, read by pieces, written whole or not.
+
+Samples are integers of 16 or 24 bits, in tensors or arrays [n] in which two channels take turns.
+"""
+
+import contextlib
+import errno
+import functools
+import math
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+
+import numpy as np
+import soundfile
+import torch
+
+from lazy_torchaudio import resample
+from wavinwav import replacing
+
+FULL_SCALE = 32768  # of 16-bit PCM: a file's sample n is n / FULL_SCALE in a model
+READ_AT_ONCE = 1 << 17  # samples
+FORMATS = {".wav": "WAV", ".flac": "FLAC"}  # that keep samples as they are, 16 or 24 bits of them
+
+
+class StegoError(Exception):
+    """Bad input, told in one line that names the file and the remedy. Its cause, where there is
+    one, is what a library or the model raised, such as `container.NoSecret`."""
+
+
+@dataclass
+class Sound:
+    """A sound file, decoded into a temporary file of plain integers, so that any part of it can
+    be read and memory does not grow."""
+
+    name: str  # for messages
+    path: str  # of the temporary file
+    rate: int  # Hz
+    channels: int
+    frames: int = 0  # samples in each channel
+    depth: int = 16  # bits of a sample, 16 or 24
+    gain: float = 1.0  # what samples of floating point were turned down by, to be within full scale
+    scale: float = 1.0  # what `read` turns samples down by
+
+    @property
+    def dtype(self):
+        return np.dtype(np.int16 if self.depth == 16 else np.int32)
+
+    @property
+    def seconds(self):
+        return self.frames / self.rate
+
+    @property
+    def samples(self):
+        return self.frames * self.channels
+
+    def read(self, start=0, stop=None):
+        """Samples from `start` to `stop`, channels taking turns: an int32 tensor [n]."""
+        stop = self.samples if stop is None else min(stop, self.samples)
+        offset = start * self.dtype.itemsize
+        x = np.fromfile(self.path, self.dtype, max(0, stop - start), offset=offset)
+        x = torch.from_numpy(x.astype(np.int32))
+        return x if self.scale == 1 else (x.double() * self.scale).round().int()
+
+    def pieces(self, start=0, stop=None):
+        """The same, piece by piece."""
+        stop = self.samples if stop is None else stop
+        for first in range(start, stop, READ_AT_ONCE):
+            yield self.read(first, min(stop, first + READ_AT_ONCE))
+
+    @functools.cached_property
+    def energy(self):  # to be asked for when `scale` is settled
+        return sum(map(energy, self.pieces()))
+
+    def distance(self, other):
+        """The energy of the difference from a Sound of the same length."""
+        return sum(energy(x - y) for x, y in zip(self.pieces(), other.pieces()))
+
+
+def open_audio(path, name=None):
+    """A soundfile.SoundFile to read from. Raises StegoError for what is no usable audio file."""
+    name = name or path
+    if not os.path.exists(path):
+        raise StegoError(f"{name} does not exist; give a sound file")
+    if os.path.isdir(path):
+        raise StegoError(f"{name} is a folder; give a sound file")
+    try:
+        file = soundfile.SoundFile(path)
+    except (soundfile.LibsndfileError, OSError) as error:
+        reason = getattr(error, "error_string", error)
+        raise StegoError(f"{name} cannot be read as audio ({reason}); "
+                         "give a WAV, FLAC, OGG or MP3 file") from error
+    if not file.frames:
+        raise StegoError(f"{name} has no samples; give a file with sound in it")
+    return file
+
+
+def read_audio(path, dtype="float32"):
+    """All samples [T, channels] as numpy, and the rate in Hz. Raises StegoError for what is not
+    usable."""
+    with open_audio(path) as file:
+        try:
+            samples = file.read(dtype=dtype, always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise StegoError(f"{path} cannot be read as audio ({error}); it may be damaged"
+                             ) from error
+        if not np.isfinite(samples).all():
+            raise StegoError(f"{path} has samples that are NaN or infinite; repair or re-export it")
+        return samples, file.samplerate
+
+
+def decode(path, name, folder, depth=None, mono=False, whole=True):
+    """The sound file at `path` (named `name` in messages) as a Sound in `folder`, of 24 bits if its
+    samples have more than 16 bits and `depth` does not say otherwise. `whole` refuses files that
+    are cut; without it, the file may be a stego, and its depth is what it uses. Raises
+    StegoError."""
+    with (open_audio(path, name) as file,
+          tempfile.NamedTemporaryFile(dir=folder, delete=False) as plain):
+        if file.channels > 2:
+            raise StegoError(f"{name} has {file.channels} channels, and one or two can be used; "
+                             "mix it down first")
+        short = file.subtype in ("PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW")
+        fine = file.subtype in ("PCM_24", "PCM_32", "FLOAT", "DOUBLE")
+        sound = Sound(name, plain.name, file.samplerate, 1 if mono else file.channels,
+                      depth=depth or (24 if fine else 16))
+        direct = short and sound.depth == 16 and sound.channels == file.channels
+        limit, peak = 1 << (sound.depth - 1), 0
+        used = 0  # bits
+        if whole and _cut(path, file):
+            raise StegoError(f"{name} is cut: it ends before its header says; get the whole file")
+        try:
+            if not (short or file.subtype.startswith("PCM")):
+                for x in file.blocks(READ_AT_ONCE, dtype="float64", always_2d=True):
+                    if not np.isfinite(x).all():
+                        raise StegoError(f"{name} has samples that are NaN or infinite; "
+                                         "repair or re-export it")
+                    peak = max(peak, np.abs(x).max(initial=0))
+                file.seek(0)
+            sound.gain = (limit - 1) / limit / peak if peak > 1 else 1.0
+            kind = "int16" if direct else "float64"
+            for x in file.blocks(READ_AT_ONCE, dtype=kind, always_2d=True):
+                if not direct:
+                    x = x.mean(1, keepdims=True) if mono else x
+                    x = (x * (sound.gain * limit)).round().clip(-limit, limit - 1)
+                    x = x.astype(sound.dtype)
+                x.tofile(plain)
+                sound.frames += len(x)
+                used |= 0 if whole else int(np.bitwise_or.reduce(x, axis=None))
+        except soundfile.LibsndfileError as error:
+            raise StegoError(f"{name} cannot be read to its end ({error}); it may be damaged"
+                             ) from error
+        except OSError as error:
+            raise StegoError(f"{folder} cannot hold {name} decoded ({error.strerror or error}); "
+                             "set TMPDIR to a folder with room") from error
+        if whole and file.format == "FLAC" and sound.frames < file.frames:
+            raise StegoError(f"{name} is cut: {sound.frames} of {file.frames} samples are left; "
+                             "get the whole file")
+    if not sound.frames:
+        raise StegoError(f"{name} has no samples; give a file with sound in it")
+    if not whole and sound.depth == 24 and not used & 255:
+        return decode(path, name, folder, 16, whole=False)
+    return sound
+
+
+def _cut(path, file):
+    """Whether a WAV file is shorter than its header says. (Writers to pipes put 0 or almost 2 **
+    31 or 2 ** 32 there.)"""
+    if file.format not in ("WAV", "WAVEX"):
+        return False
+    with open(path, "rb") as content:
+        size = int.from_bytes(content.read(8)[4:], "little")
+    return 0 < size < 0x7FFFF000 and os.path.getsize(path) < size + 8
+
+
+def resampled(sound, rate, length, folder):
+    """A Sound at another rate, cut to `length` samples in each channel; as if resampled in one."""
+    common = math.gcd(sound.rate, rate)
+    old, new = sound.rate // common, rate // common
+    size = old * math.ceil(READ_AT_ONCE / old)  # frames of a piece
+    context = old * math.ceil(64 * max(1, old / new) / old)  # frames beside it that it depends on
+    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as plain:
+        result = Sound(sound.name, plain.name, rate, sound.channels)
+        for start in range(0, sound.frames, size):
+            first = max(0, start - context)
+            x = sound.read(first * sound.channels, (start + size + context) * sound.channels)
+            x = x.view(-1, sound.channels).T.float() / (1 << (sound.depth - 1))
+            x = resample(x, old, new)[:, (start - first) // old * new:]
+            x = x[:, :min(size // old * new, length - result.frames)]
+            to_pcm(x).T.tofile(plain)
+            result.frames += x.shape[1]
+    return result
+
+
+@contextlib.contextmanager
+def standard_streams(inputs, output):
+    """The paths to use for these paths, of which `-` is the standard input or output."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [os.path.join(folder, "stdin") if path == "-" else path for path in inputs]
+        if "-" in inputs:
+            with open(os.path.join(folder, "stdin"), "wb") as file:
+                shutil.copyfileobj(sys.stdin.buffer, file)
+        yield paths, (os.path.join(folder, "stdout.wav") if output == "-" else output), folder
+        if output == "-":
+            with open(os.path.join(folder, "stdout.wav"), "rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+
+
+def check_output(path, overwrite):
+    """Refuse, before the work, what cannot be written after it."""
+    if path != "-" and os.path.splitext(path)[1].lower() not in FORMATS:
+        raise StegoError(f"{path}: only WAV and FLAC keep every sample as it is; "
+                         "give a name that ends in .wav or .flac")
+    if os.path.isdir(path):
+        raise StegoError(f"{path} cannot be written: it is a folder")
+    if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        raise StegoError(f"{path} cannot be written: there is no such folder")
+    if os.path.exists(path) and not overwrite:
+        raise StegoError(f"{path} exists; give another name, or --overwrite")
+
+
+@contextlib.contextmanager
+def writing(path, rate, channels, depth=16, seconds=0):
+    """A function that takes integer samples [n], channels taking turns, for a new sound file. It
+    takes its place when it is complete: a fault leaves nothing behind."""
+    name = FORMATS[os.path.splitext(path)[1].lower()]
+    if name == "WAV" and seconds * rate * channels * depth / 8 > 0xFFFF0000:
+        name = "RF64"
+    try:
+        with replacing(path) as temporary:
+            with soundfile.SoundFile(
+                    temporary, "w", rate, channels, f"PCM_{depth}", format=name) as file:
+                def put(samples):
+                    x = np.asarray(samples).reshape(-1, channels)
+                    x = x.astype(np.int16) if depth == 16 else x.astype(np.int32) << 8
+                    try:
+                        file.write(x)
+                    except AssertionError as error:  # so soundfile tells that not all was written
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+
+                yield put
+    except (soundfile.LibsndfileError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise StegoError(f"{path} cannot be written ({reason}); is there room, and the right to?"
+                         ) from error
+
+
+def write_audio(path, samples, rate):
+    """Write int16 samples [T] or [T, channels] as 16-bit PCM."""
+    with writing(path, rate, 1 if samples.ndim == 1 else samples.shape[1]) as put:
+        put(samples)
+
+
+def to_pcm(x):
+    """Float tensor in [-1, 1) to int16, rounded and clipped. Any shape."""
+    return (x * FULL_SCALE).round().clamp(-FULL_SCALE, FULL_SCALE - 1).to(torch.int16).numpy()
+
+
+def from_pcm(samples):
+    """int16 array to a float tensor in [-1, 1). Any shape."""
+    return torch.from_numpy(samples.astype(np.float32)) / FULL_SCALE
+
+
+def snr_of(reference, estimate):
+    """Signal-to-noise ratio in dB of two float tensors [T]: infinite if they are equal, minus
+    infinite for silence."""
+    return decibel(energy(reference), energy(reference - estimate))
+
+
+def energy(x):
+    return sum(part.double().square().sum().item() for part in x.flatten().split(1 << 16))
+
+
+def decibel(signal_energy, noise_energy):
+    if not noise_energy:
+        return math.inf
+    return 10 * math.log10(signal_energy / noise_energy) if signal_energy else -math.inf
