@@ -1,9 +1,12 @@
 """What holds for every test: one thread in each process (pytest -n auto starts as many as there are
-cores), which gives way when it waits, and random numbers that are the same in every run."""
+cores), which gives way when it waits, and random numbers that are the same in every run. The modules
+that they test lie beside this file."""
 
 import os
 import random
+import sys
 
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

@@ -41,8 +41,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
 import discriminator
-import lazy_torchaudio
 import lattice
+import lazy_torchaudio
 import noise
 import wavinwav
 import wavlm_loss

@@ -8,8 +8,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from discriminator import (MultiScaleSTFTDiscriminator, STFTDiscriminator, discriminator_loss, feature_matching_loss,
-                           generator_loss)
+from discriminator import (
+    MultiScaleSTFTDiscriminator,
+    STFTDiscriminator,
+    discriminator_loss,
+    feature_matching_loss,
+    generator_loss,
+)
+from helpers import buzz, same
 
 FIVE = (1024, 2048, 512, 256, 128)
 SHAPES = {1024: (90, 65), 2048: (43, 129), 512: (184, 33), 256: (372, 17), 128: (747, 9)}  # of logits, 1 s at 24 kHz
@@ -17,15 +23,6 @@ LAYERS = {  # strides, dilations and paddings in (time, frequency)
     "convs.0": ((1, 1), (1, 1), (1, 4)), "convs.1": ((1, 2), (1, 1), (1, 4)), "convs.2": ((1, 2), (2, 1), (2, 4)),
     "convs.3": ((1, 2), (4, 1), (4, 4)), "convs.4": ((1, 1), (1, 1), (1, 1)), "conv_post": ((1, 1), (1, 1), (1, 1)),
 }
-
-
-def buzz(items, samples, rate=16000, seed=0):
-    """Voiced sounds of several pitches, [B, T], with a little noise."""
-    generator = torch.Generator().manual_seed(seed)
-    pitch = 100 + 100 * torch.rand(items, 1, generator=generator)
-    time = torch.arange(samples) / rate
-    x = sum(torch.sin(2 * torch.pi * k * pitch * time + k) / k for k in range(1, 12)) * (1.1 + torch.sin(9 * time))
-    return 0.1 * x + 0.002 * torch.randn(items, samples, generator=generator)
 
 
 def old_state(network, seed=0):
@@ -56,12 +53,6 @@ def by_hand(x, state, n_fft, slope):
             x = torch.where(x > 0, x, slope * x)
             maps.append(x)
     return x, maps
-
-
-def same(a, b):
-    assert [x.shape for x in a] == [x.shape for x in b]
-    for x, y in zip(a, b):
-        assert torch.allclose(x, y, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("n_ffts, count", [((1024,), 94466), ((1024, 2048, 512), 283398), (FIVE, 472330)])

@@ -1,14 +1,11 @@
 """Every mistake gets one line that names the file and the remedy, and leaves nothing behind."""
 
-import io
 import os
 import pickle
 import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -17,10 +14,11 @@ import soundfile
 import torch
 from torchaudio.functional import resample
 
+import sound
 import stego
-import wavinwav
-from test_stego import AFFINE, HERE, MODEL, command, finish, launch
-from test_train import voice
+from container import DENSE
+from helpers import AFFINE, FORMER_HEADER, LATTICE, finish, launch, run_stego, voice
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -38,7 +36,7 @@ def folder(tmp_path_factory):
     (folder / "empty.wav").write_bytes(b"")
     (folder / "random.wav").write_bytes(np.random.default_rng(0).bytes(5000))
     (folder / "picture.wav").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(1000))
-    (folder / "model.wav").write_bytes(open(MODEL, "rb").read())
+    (folder / "model.wav").write_bytes(open(LATTICE, "rb").read())
     write("none.wav", np.zeros(0))
     for name in ("cover", "secret"):
         (folder / f"cut_{name}.wav").write_bytes((folder / f"{name}.wav").read_bytes()[:9000])
@@ -62,7 +60,7 @@ def folder(tmp_path_factory):
     (folder / "wrong").write_text("open simsim\n")
     (folder / "blank").write_text("\n")
     # models
-    good = open(MODEL, "rb").read()
+    good = open(LATTICE, "rb").read()
     (folder / "cut.pt").write_bytes(good[:10000])
     (folder / "empty.pt").write_bytes(b"")
     (folder / "text.pt").write_text("not a model")
@@ -73,14 +71,14 @@ def folder(tmp_path_factory):
 
     (folder / "code.pt").write_bytes(pickle.dumps({"wavinwav": 1, "config": Code()}))
     torch.save({"wavinwav": 1, "config": Code()}, folder / "code2.pt")
-    content = torch.load(MODEL, weights_only=True)
+    content = torch.load(LATTICE, weights_only=True)
     torch.save(content | {"wavinwav": 2}, folder / "later.pt")
     torch.save(content | {"config": content["config"] | {"growth": 8}}, folder / "other_size.pt")
     torch.save(content | {"config": content["config"] | {"bands": -1}}, folder / "no_bands.pt")
     torch.save(content | {"config": content["config"] | {"colour": 1}}, folder / "colour.pt")
     torch.save(content["state_dict"], folder / "weights.pt")
     # stegos
-    lattice, affine = stego.load_model(MODEL), stego.load_model(AFFINE)
+    lattice, affine = stego.load_model(LATTICE), stego.load_model(AFFINE)
     for name, cover_name, model, key in (("good", "cover", lattice, None), ("keyed", "cover", lattice, b"open sesame"),
                                          ("affine", "cover", affine, None), ("stereo", "cover2", lattice, None)):
         stego.hide(str(folder / f"{cover_name}.wav"), str(folder / "secret.wav"), str(folder / f"{name}.wav"), model, key=key)
@@ -94,6 +92,9 @@ def folder(tmp_path_factory):
     write("begins_late.wav", x[1:])
     write("appended.wav", np.append(x, x[:5]))
     write("header_only.wav", x[:200])
+    former = torch.from_numpy(x.astype(np.int32))
+    DENSE.write(former[:DENSE.header_samples], FORMER_HEADER)
+    write("former.wav", former.numpy().astype(np.int16))
     write("scaled.wav", (0.99 * x).round().astype(np.int16))
     there_and_back = resample(resample(torch.from_numpy(x / 32768).float(), 4, 3), 3, 4)
     write("resampled.wav", there_and_back.numpy()[:len(x)])
@@ -206,6 +207,8 @@ FAULTS = [
     (revealing("good.wav", "--key-file", "key"), "good.wav: " + GONE),
     (revealing("affine.wav"), "affine.wav: the secret was hidden with another model; give it with --model"),
     (revealing("good.wav", "--model", AFFINE), "good.wav: the secret was hidden with another model"),
+    (revealing("former.wav"), "former.wav: the secret was hidden by another version of WavInWav; reveal it with that version"),
+    (revealing("former.wav", "--model", AFFINE, "--force"), "former.wav: the secret was hidden by another version of WavInWav"),
     (revealing("changed0.wav"), "changed0.wav: " + GONE),
     (revealing("changed500.wav"), "changed500.wav: it was changed after it was made; .* reveal what is left with --force"),
     (revealing("changed9000.wav"), "changed9000.wav: it was changed after it was made"),
@@ -238,7 +241,7 @@ def test_one_line_for_every_fault(folder, tmp_path):
     assert len({words for words, _ in FAULTS}) >= 100
     wrong = []
     for words, expected in FAULTS:
-        code, out, err = command(folder, *words, temporary=str(tmp_path))
+        code, out, err = run_stego(folder, *words, temporary=str(tmp_path))
         if not (code in (1, 2) and out == "" and len(err.splitlines()) == 1 and re.match(f"error: .*{expected}", err)):
             wrong.append((words, code, out, err))
     assert not wrong, "\n".join(map(str, wrong))
@@ -250,7 +253,7 @@ def test_no_room_on_the_disk(folder):
     """For the decoded cover, or (when all but the last bytes fit) for the stego."""
     size = (folder / "cover.wav").stat().st_size
     for largest, expected in ((5000, "cannot hold cover.wav decoded .* set TMPDIR"), (size - 40, "cannot be written|does not hold")):
-        code, out, err = command(folder, *HIDE, largest=largest)
+        code, out, err = run_stego(folder, *HIDE, largest=largest)
         assert code == 1 and out == "" and len(err.splitlines()) == 1 and re.search(expected, err), err
     assert not [path for path in folder.iterdir() if path.name.startswith("out")]
 
@@ -262,16 +265,16 @@ def test_no_permission(folder, tmp_path):
     (tmp_path / "closed").mkdir(mode=0o500)
     for words, expected in ((hiding(str(tmp_path / "closed.wav")), "closed.wav cannot be read"),
                             ((*HIDE[:-1], str(tmp_path / "closed" / "out.wav")), "out.wav cannot be written")):
-        code, out, err = command(folder, *words)
+        code, out, err = run_stego(folder, *words)
         assert code == 1 and out == "" and len(err.splitlines()) == 1 and expected in err
 
 
 def test_force_reveals_what_is_left(folder):
     for name in ("changed15990.wav", "appended.wav"):
-        code, out, err = command(folder, "reveal", name, "-o", "forced.wav", "--force", "--overwrite")
+        code, out, err = run_stego(folder, "reveal", name, "-o", "forced.wav", "--force", "--overwrite")
         assert code == 0 and "0.50 s revealed" in out and err == ""
         assert soundfile.info(folder / "forced.wav").frames == 8000
-    code, out, _ = command(folder, "reveal", "resampled.wav", "-o", "forced.wav", "--force", "--overwrite", "--model", AFFINE)
+    code, out, _ = run_stego(folder, "reveal", "resampled.wav", "-o", "forced.wav", "--force", "--overwrite", "--model", AFFINE)
     assert code == 0 and "1.00 s revealed" in out, "an affine model needs no header"
     os.remove(folder / "forced.wav")
 
@@ -302,7 +305,7 @@ def test_fuzz(folder, tmp_path):
     def hang(*_):
         raise Hang
 
-    rng, models = random.Random(0), [stego.load_model(MODEL), stego.load_model(AFFINE)]
+    rng, models = random.Random(0), [stego.load_model(LATTICE), stego.load_model(AFFINE)]
     soundfile.write(tmp_path / "short.wav", soundfile.read(folder / "cover.wav")[0][:3000], 16000)
     soundfile.write(tmp_path / "flac.flac", soundfile.read(folder / "cover.wav")[0][:3000], 16000)
     sources = []
@@ -310,7 +313,7 @@ def test_fuzz(folder, tmp_path):
         for cover, out in (("short.wav", "a.wav"), ("flac.flac", "b.flac")):
             stego.hide(str(tmp_path / cover), str(folder / "one.wav"), str(tmp_path / out), model, overwrite=True)
             sources.append((model, os.path.splitext(out)[1], (tmp_path / out).read_bytes()))
-    sources += [(None, ".pt", open(path, "rb").read()) for path in (MODEL, MODEL, AFFINE)]
+    sources += [(None, ".pt", open(path, "rb").read()) for path in (LATTICE, LATTICE, AFFINE)]
     before = signal.signal(signal.SIGALRM, hang)
     refused = 0
     try:
@@ -336,7 +339,7 @@ def test_fuzz(folder, tmp_path):
                     stego.load_model(str(path))
                 else:
                     stego.reveal(str(path), str(tmp_path / "out.wav"), model, force=bool(i & 8), overwrite=True)
-            except stego.StegoError as error:
+            except sound.StegoError as error:
                 refused += 1
                 assert len(str(error).splitlines()) == 1 and str(path) in str(error)
             finally:
@@ -344,112 +347,3 @@ def test_fuzz(folder, tmp_path):
     finally:
         signal.signal(signal.SIGALRM, before)
     assert refused > 250
-
-
-# ---------------------------------------------------------------- what works
-
-@pytest.mark.parametrize("rate", [8000, 44100, 96000])
-@pytest.mark.parametrize("channels, secret_channels", [(1, 1), (2, 1), (2, 2), (1, 2)])
-def test_any_rate_and_channels(tmp_path, rate, channels, secret_channels, capsys):
-    def sound(n, seed):
-        return np.stack([0.3 * voice(0.3, rate, seed + 10 * c) for c in range(n)], 1)
-
-    soundfile.write(tmp_path / "cover.flac", sound(channels, 1), rate)
-    soundfile.write(tmp_path / "secret.wav", sound(secret_channels, 2), rate)
-    model = stego.load_model(MODEL)
-    paths = [str(tmp_path / name) for name in ("cover.flac", "secret.wav", "stego.flac", "found.wav")]
-    stego_snr, secret_snr = stego.hide(*paths[:3], model)
-    assert stego_snr > 51.4 and secret_snr > 30
-    assert ("mixed to one channel" in capsys.readouterr().err) == (channels < secret_channels)
-    stego.reveal(paths[2], paths[3], model)
-    info = soundfile.info(paths[3])
-    assert (info.samplerate, info.channels, info.frames) == (rate, min(channels, secret_channels), int(0.3 * rate))
-
-
-@pytest.mark.parametrize("subtype, depth", [("PCM_U8", 16), ("PCM_16", 16), ("PCM_24", 24), ("PCM_32", 24), ("FLOAT", 24),
-                                            ("DOUBLE", 24)])
-@pytest.mark.parametrize("model", [MODEL, AFFINE], ids=["lattice", "affine"])
-def test_any_cover(tmp_path, subtype, depth, model):
-    soundfile.write(tmp_path / "cover.wav", voice(0.3, 16000, 1), 16000, subtype=subtype)
-    soundfile.write(tmp_path / "secret.wav", 0.3 * voice(0.3, 16000, 2), 16000)
-    model = stego.load_model(model)
-    paths = [str(tmp_path / name) for name in ("cover.wav", "secret.wav", "stego.wav", "found.wav")]
-    _, secret_snr = stego.hide(*paths[:3], model, snr=41)
-    stego.reveal(paths[2], paths[3], model)
-    assert soundfile.info(paths[2]).subtype == f"PCM_{depth}"
-    secret, found = (soundfile.read(path, dtype="int16")[0] for path in (paths[1], paths[3]))
-    assert abs(stego.snr_of(stego.from_pcm(secret), stego.from_pcm(found)) - secret_snr) < 0.01 or secret_snr == np.inf
-    if depth == 24 and isinstance(model, wavinwav.Lattice):
-        assert np.array_equal(secret, found), "24 bits have room for all of a 16-bit secret"
-        soundfile.write(tmp_path / "wider.wav", soundfile.read(paths[2], dtype="int32")[0], 16000, subtype="PCM_32")
-        stego.reveal(str(tmp_path / "wider.wav"), paths[3], model, overwrite=True)
-
-
-def test_lossy_inputs_floats_beyond_full_scale_and_16_bits_in_24(tmp_path, capsys):
-    model = stego.load_model(MODEL)
-    x = voice(0.5, 16000, 1)
-    soundfile.write(tmp_path / "cover.ogg", x, 16000, format="OGG", subtype="VORBIS")
-    soundfile.write(tmp_path / "secret.wav", 3 * voice(0.4, 16000, 2), 16000, subtype="FLOAT")
-    hidden, found = str(tmp_path / "stego.wav"), str(tmp_path / "found.wav")
-    stego.hide(str(tmp_path / "cover.ogg"), str(tmp_path / "secret.wav"), hidden, model)
-    assert "secret.wav was turned down by" in capsys.readouterr().err
-    soundfile.write(tmp_path / "wide.flac", soundfile.read(hidden, dtype="int32")[0], 16000, subtype="PCM_24", format="FLAC")
-    stego.reveal(hidden, found, model)
-    first = soundfile.read(found)[0]
-    stego.reveal(str(tmp_path / "wide.flac"), found, model, overwrite=True)
-    assert np.array_equal(soundfile.read(found)[0], first), "the same samples in another format"
-
-
-def test_pipes(folder):
-    run = [sys.executable, os.path.join(HERE, "stego.py")]
-    cover, key = str(folder / "cover.wav"), ["--key-file", str(folder / "key")]
-    hidden = subprocess.run([*run, "hide", cover, "-", "-o", "-", *key], input=(folder / "secret.wav").read_bytes(),
-                            capture_output=True, check=True)
-    assert b"stego SNR" in hidden.stderr and hidden.stdout[:4] == b"RIFF"
-    revealed = subprocess.run([*run, "reveal", "-", "-o", "-", *key], input=hidden.stdout, capture_output=True, check=True)
-    assert soundfile.info(io.BytesIO(revealed.stdout)).frames == 8000
-
-
-@pytest.mark.parametrize("model", [MODEL, AFFINE], ids=["lattice", "affine"])
-def test_piece_by_piece_is_the_same_as_in_one(tmp_path, model, monkeypatch, fixed_nonce):
-    """Files in parts, over processes, and all of it in memory: the same samples. The secret is resampled on the way."""
-    monkeypatch.setattr(wavinwav, "PART", 30)
-    monkeypatch.setattr(stego, "BLOCK", 10 * wavinwav.SEGMENT)
-    x, y = np.stack([voice(4, 16000, 1), 0.5 * voice(4, 16000, 2)], 1) / 2, voice(3.9, 22050, 3)
-    soundfile.write(tmp_path / "cover.wav", x, 16000)
-    soundfile.write(tmp_path / "secret.wav", y, 22050)
-    model = stego.load_model(model)
-    paths = [str(tmp_path / name) for name in ("cover.wav", "secret.wav", "stego.wav", "found.wav")]
-    stego.hide(*paths[:3], model, key="k" if model.config.preset == "lapped" else None)
-    stego.reveal(*paths[2:], model, key="k" if model.config.preset == "lapped" else None)
-    if isinstance(model, wavinwav.Lattice):
-        cover = torch.from_numpy(soundfile.read(paths[0], dtype="float32")[0].T)
-        sound = stego.read_secret(paths[1], paths[1], tmp_path, stego.decode(paths[0], paths[0], tmp_path), paths[0])
-        secret = sound.read() / stego.FULL_SCALE
-        at_once = resample(torch.from_numpy(soundfile.read(paths[1], dtype="float32")[0]), 22050, 16000)
-        assert len(at_once) == len(secret) and (at_once - secret).abs().max() < 1 / stego.FULL_SCALE
-        hidden, _ = model.hide(cover, secret)
-        assert torch.equal(hidden.T, torch.from_numpy(soundfile.read(paths[2], dtype="float32")[0]))
-        found = torch.from_numpy(soundfile.read(paths[3], dtype="float32")[0])
-        assert (model.reveal(hidden)[1] - found).abs().max() < 0.51 / stego.FULL_SCALE, "but for its rounding"
-    else:
-        secret, found = (soundfile.read(path)[0] for path in (paths[1], paths[3]))
-        assert stego.snr_of(resample(torch.from_numpy(secret), 22050, 16000)[:len(found)], torch.from_numpy(found)) > 10
-        with pytest.raises(stego.StegoError, match="key is another"):
-            stego.reveal(*paths[2:], model, overwrite=True)
-
-
-def test_ten_minutes_are_the_same_as_in_one(tmp_path):
-    """In parts of their usual size, through the commands."""
-    x, y = (np.resize(voice(20, 8000, seed) * np.linspace(0.3, 1, 160_000), 600 * 8000 - seed) for seed in (5, 6))
-    paths = [str(tmp_path / name) for name in ("cover.wav", "secret.wav", "stego.wav", "found.wav")]
-    soundfile.write(paths[0], x, 8000)
-    soundfile.write(paths[1], y, 8000)
-    run = [sys.executable, os.path.join(HERE, "stego.py")]
-    subprocess.run([*run, "hide", *paths[:2], "-o", paths[2]], check=True, capture_output=True)
-    subprocess.run([*run, "reveal", paths[2], "-o", paths[3]], check=True, capture_output=True)
-    model = stego.load_model(MODEL)
-    cover, secret, written, found = (torch.from_numpy(soundfile.read(path)[0]) for path in paths)
-    hidden, _ = model.hide(cover, secret, sample_rate=8000)
-    assert torch.equal(hidden, written)
-    assert torch.equal((model.reveal(hidden)[1] * stego.FULL_SCALE).round(), found * stego.FULL_SCALE)

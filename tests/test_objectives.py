@@ -17,7 +17,17 @@ import torch
 import noise
 import train
 import wavinwav
-from test_train import HERE, TINY, TINY_LATTICE, TINY_PAPER, command, rows, train_killed, voice, weights
+from helpers import (
+    ROOT,
+    TINY,
+    TINY_LATTICE,
+    TINY_PAPER,
+    metrics,
+    train_command,
+    train_killed,
+    voice,
+    weights,
+)
 
 SHORT = [*TINY[:6], "--crop", "0.13", *TINY[8:]]  # just the longest window of the discriminator
 HUB = '''
@@ -63,7 +73,7 @@ def run(data, folder, *flags):
     train.main([str(flag) for flag in [*(["--data_dir", data] if data else []), "--out_dir", folder, *flags]])
     for number, handler in handlers:
         signal.signal(number, handler)
-    return rows(folder)
+    return metrics(folder)
 
 
 def is_free(port):
@@ -78,7 +88,7 @@ PORTS = filter(is_free, itertools.count(10000 + 37 * os.getpid() % 20000))
 
 def torchrun(count, *flags):
     return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count), "--master_port", str(next(PORTS)),
-            os.path.join(HERE, "train.py"), *map(str, flags)]
+            os.path.join(ROOT, "train.py"), *map(str, flags)]
 
 
 def secret_snr(path, change):
@@ -173,10 +183,10 @@ EVERYTHING = ["--adversarial", "--disc_start", "3", "--crop", "0.13", "--noise",
 def test_killed_and_resumed_with_everything_on(data, hub, tmp_path):
     flags = ["--data_dir", data, *TINY, *EVERYTHING, "--wavlm_weight", "1", "--wavlm_source", hub, "--steps", 10]
     whole = tmp_path / "whole"
-    subprocess.run(command(*flags, "--out_dir", whole), check=True, capture_output=True)
+    subprocess.run(train_command(*flags, "--out_dir", whole), check=True, capture_output=True)
     cut = tmp_path / "cut"
     train_killed(*flags, "--out_dir", cut)
-    subprocess.run(command(*flags, "--out_dir", cut, "--resume"), check=True, capture_output=True)
+    subprocess.run(train_command(*flags, "--out_dir", cut, "--resume"), check=True, capture_output=True)
     assert torch.equal(weights(cut / "last.pt"), weights(whole / "last.pt"))
     a, b = (wavinwav.read_checkpoint(folder / "last.pt")["training"]["adversary"]["network"] for folder in (cut, whole))
     assert all(torch.equal(a[name], b[name]) for name in b)
@@ -206,7 +216,7 @@ def test_two_processes_train_as_one(data, tmp_path, flags):
     one, two = (gradients(tmp_path / name / "last.pt") for name in ("one", "two"))
     for a, b, tolerance in zip(one, two, (0.003, 0.02)):
         assert (a - b).norm() < tolerance * a.norm()
-    for a, b in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+    for a, b in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
         assert a.keys() == b.keys()
         for name in a:
             assert a[name] == b[name] or abs(float(a[name]) - float(b[name])) < 2e-3 * (1 + abs(float(a[name]))), (name, a, b)
@@ -216,15 +226,15 @@ def test_another_number_of_processes_goes_on(data, tmp_path):
     """Stopped between checkpoints while two processes train; one goes on, with the pairs that come next."""
     flags = ["--data_dir", data, *TINY, "--steps", 1_000_000, "--save_every", 1_000_000, "--out_dir", tmp_path]
     process = subprocess.Popen(torchrun(2, *flags), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "metrics.csv").exists() or len(rows(tmp_path)) < 2:
+    while not (tmp_path / "metrics.csv").exists() or len(metrics(tmp_path)) < 2:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     saved = wavinwav.read_checkpoint(tmp_path / "last.pt")["training"]
     assert 4 <= saved["step"] < 1_000_000 and saved["pairs"] == 4 * saved["step"]
-    process = subprocess.Popen(command("--data_dir", data, *TINY, "--out_dir", tmp_path, "--resume"), stderr=subprocess.PIPE, text=True)
-    while len(rows(tmp_path)) < saved["step"] // 2 + 2:
+    process = subprocess.Popen(train_command("--data_dir", data, *TINY, "--out_dir", tmp_path, "--resume"), stderr=subprocess.PIPE, text=True)
+    while len(metrics(tmp_path)) < saved["step"] // 2 + 2:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 from torchaudio.functional import resample
 
-from test_discriminator import buzz, same
+from helpers import buzz, same
 from wavlm_loss import WavLMLoss
 
 CONVS = [(8, 10, 5), (8, 3, 2), (8, 3, 2), (8, 3, 2), (8, 3, 2), (8, 2, 2), (8, 2, 2)]  # WavLM's, with 8 channels

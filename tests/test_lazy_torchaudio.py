@@ -13,9 +13,8 @@ import soundfile
 import torch
 from torchaudio.functional import resample as reference
 
+from helpers import COVER, ROOT, SECRET, TINY, voice
 from lazy_torchaudio import resample
-from test_stego import COVER, HERE, SECRET
-from test_train import TINY, voice
 
 FAULTS = {
     "OSError": "libcudart.so.13: cannot open shared object file:\\n No such file or directory",
@@ -47,7 +46,7 @@ def folder(tmp_path_factory):
 def run(folder, fault, *words):
     """python WORDS in the repository, with the torchaudio that has this fault before all others."""
     environment = os.environ | {"PYTHONPATH": str(folder / fault)}
-    return subprocess.run([sys.executable, *map(str, words)], cwd=HERE, env=environment, capture_output=True,
+    return subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, env=environment, capture_output=True,
                           text=True, timeout=300)
 
 
@@ -70,8 +69,8 @@ def test_hide_and_reveal_of_one_rate(folder, tmp_path, fault):
 
 def test_tensors(folder):
     program = """
-import torch, wavinwav
-model = wavinwav.load("wavinwav.pt")
+import torch, lattice
+model = lattice.load("lattice.pt")
 cover, secret = 0.1 * torch.randn(2, 16000)
 print(model.reveal(model.hide(cover, secret)[0])[1].shape)
 """

@@ -1,10 +1,8 @@
 """train.py as a user runs it: real files, real command lines, killed and resumed. Tiny networks, seconds each."""
 
-import csv
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -12,24 +10,19 @@ import pytest
 import soundfile
 import torch
 
+import lattice
 import wavinwav
+from helpers import (
+    TINY,
+    TINY_LATTICE,
+    TINY_PAPER,
+    metrics,
+    train_command,
+    train_killed,
+    voice,
+    weights,
+)
 from train import main
-
-HERE = os.path.dirname(os.path.abspath(__file__))
-TINY = ["--bands", "32", "--swapped", "8", "--growth", "4", "--crop", "0.25", "--batch_size", "2", "--val_pairs", "4",
-        "--log_every", "2", "--val_every", "4", "--save_every", "2", "--warmup", "2", "--no_progress", "--workers", "0", "--device", "cpu"]
-TINY_PAPER = ["--preset", "paper", "--blocks", "2"] + TINY[4:]
-TINY_LATTICE = ["--preset", "lattice"] + TINY[4:]
-
-
-def voice(seconds, rate, seed):
-    """A buzz with wandering pitch and formant-like colour: enough of speech for a training loop."""
-    rng = np.random.default_rng(seed)
-    n = int(seconds * rate)
-    pitch = 120 + 80 * rng.random() + 20 * np.sin(np.arange(n) / rate * 3 + seed)
-    phase = 2 * np.pi * np.cumsum(pitch) / rate
-    x = sum(np.sin(k * phase) / k for k in range(1, 12)) * (1.1 + np.sin(np.arange(n) / rate * 9 + seed))
-    return (0.1 * x + 0.002 * rng.standard_normal(n)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -50,48 +43,11 @@ def data(tmp_path_factory):
     return folder
 
 
-def command(*flags):
-    return [sys.executable, os.path.join(HERE, "train.py"), *map(str, flags)]
-
-
 def train(*flags, expect=0):
-    done = subprocess.run(command(*flags), capture_output=True, text=True, timeout=200)
+    done = subprocess.run(train_command(*flags), capture_output=True, text=True, timeout=200)
     assert done.returncode == expect, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     return done
-
-
-KILLED = """
-import os, runpy, signal, sys
-replace, written = os.replace, []
-
-def killing(source, target):
-    written.append(os.path.basename(target))
-    if written.count("last.pt") == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(source, target)
-
-os.replace = killing
-sys.argv = sys.argv[1:]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def train_killed(*flags):
-    """A run that is killed, without a chance to clean up, when its second last.pt is written but has
-    not yet taken its place."""
-    done = subprocess.run([sys.executable, "-c", KILLED, *command(*flags)[1:]], capture_output=True, text=True, timeout=200)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-
-
-def rows(folder):
-    with open(folder / "metrics.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def weights(path):
-    return torch.cat([value.flatten().double() for value in wavinwav.read_checkpoint(path)["state_dict"].values()])
 
 
 @pytest.mark.parametrize("preset", [TINY, TINY_PAPER, TINY_LATTICE], ids=["lapped", "paper", "lattice"])
@@ -102,21 +58,21 @@ def test_killed_and_resumed_ends_as_uninterrupted(data, tmp_path, preset):
 
     cut = tmp_path / "cut"
     train_killed(*flags, "--out_dir", cut)
-    assert wavinwav.read_checkpoint(cut / "last.pt")["training"]["step"] == 2 and len(rows(cut)) == 2
+    assert wavinwav.read_checkpoint(cut / "last.pt")["training"]["step"] == 2 and len(metrics(cut)) == 2
     train("--data_dir", data, "--out_dir", cut, "--resume", *preset)
     assert torch.equal(weights(cut / "last.pt"), weights(tmp_path / "whole" / "last.pt"))
     assert torch.equal(weights(cut / "best.pt"), weights(tmp_path / "whole" / "best.pt"))
     assert (cut / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
-    assert [row["step"] for row in rows(cut)] == [str(step) for step in range(2, 13, 2)]
+    assert [row["step"] for row in metrics(cut)] == [str(step) for step in range(2, 13, 2)]
     validated = "val_bits" if preset is TINY_LATTICE else "val_stego_snr"
-    assert [bool(row[validated]) for row in rows(cut)] == [False, True] * 3
+    assert [bool(row[validated]) for row in metrics(cut)] == [False, True] * 3
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals differ")
 def test_ctrl_c_saves_between_checkpoints(data, tmp_path):
     flags = ["--data_dir", data, *TINY, "--steps", 10000, "--save_every", 5000, "--out_dir", tmp_path]
-    process = subprocess.Popen(command(*flags), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "metrics.csv").exists() or len(rows(tmp_path)) < 2:
+    process = subprocess.Popen(train_command(*flags), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "metrics.csv").exists() or len(metrics(tmp_path)) < 2:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
@@ -128,7 +84,7 @@ def test_ctrl_c_saves_between_checkpoints(data, tmp_path):
 def test_training_learns(data, tmp_path):
     """The swap alone scores what the first validation shows, nearly; gradients must do better."""
     train("--data_dir", data, *TINY, "--steps", 60, "--lr", "3e-3", "--attenuation", "0.9", "--val_every", 20, "--out_dir", tmp_path)
-    scores = [float(row["val_stego_snr"]) + float(row["val_secret_snr"]) for row in rows(tmp_path) if row["val_stego_snr"]]
+    scores = [float(row["val_stego_snr"]) + float(row["val_secret_snr"]) for row in metrics(tmp_path) if row["val_stego_snr"]]
     assert scores[-1] > scores[0] + 0.3, scores
     cover, secret = (torch.from_numpy(voice(1, 16000, seed)) for seed in (20, 21))
     model = wavinwav.load(tmp_path / "best.pt")
@@ -137,10 +93,10 @@ def test_training_learns(data, tmp_path):
 
 def test_lattice_training_learns(data, tmp_path):
     train("--data_dir", data, *TINY_LATTICE, "--steps", 60, "--lr", "1e-2", "--val_every", 20, "--out_dir", tmp_path)
-    bits = [float(row["val_bits"]) for row in rows(tmp_path) if row["val_bits"]]
+    bits = [float(row["val_bits"]) for row in metrics(tmp_path) if row["val_bits"]]
     assert bits[-1] < bits[0] - 0.05, bits
     cover, secret = (torch.from_numpy(voice(1, 16000, seed)) for seed in (20, 21))
-    model = wavinwav.load(tmp_path / "best.pt")
+    model = lattice.load(tmp_path / "best.pt")
     stego, r = model.hide(cover, secret)
     assert (model.reveal(stego)[1] - secret + r[16000:]).abs().max() < 1e-6
 
@@ -156,7 +112,7 @@ def test_every_loss_trains_every_preset(data, tmp_path):
     for name, preset in (("lapped", TINY), ("paper", TINY_PAPER)):
         losses = ["--w_stego", 1, "--w_cover", 1, "--w_secret", 1, "--w_z", 1, "--wave", 1, "--stft", 1, "--snr", 0.01]
         train("--data_dir", data, *preset, *losses, "--steps", 4, "--accumulate", 2, "--out_dir", tmp_path / name)
-        assert rows(tmp_path / name)[-1]["skipped"] == "0"
+        assert metrics(tmp_path / name)[-1]["skipped"] == "0"
 
 
 def test_non_finite_steps_are_skipped_and_many_stop_the_run(data, tmp_path):
@@ -166,7 +122,7 @@ def test_non_finite_steps_are_skipped_and_many_stop_the_run(data, tmp_path):
 
 def test_bf16_training_runs_on_a_cpu(data, tmp_path):
     train("--data_dir", data, *TINY, "--amp", "bf16", "--steps", 4, "--out_dir", tmp_path)
-    assert float(rows(tmp_path)[-1]["stego_snr"]) > 5
+    assert float(metrics(tmp_path)[-1]["stego_snr"]) > 5
 
 
 def test_loader_processes_give_the_same_run(tmp_path):

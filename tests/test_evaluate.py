@@ -14,11 +14,9 @@ import torch
 
 import evaluate
 import noise
+import sound
 import stego
-from test_train import voice
-
-HERE = os.path.dirname(os.path.abspath(__file__))
-AFFINE = os.path.join(HERE, "wavinwav-affine.pt")
+from helpers import AFFINE, COVER, voice
 
 
 @pytest.fixture
@@ -82,9 +80,9 @@ def test_opus(tmp_path, rate, kbps):
 
 
 def test_opus_that_cannot_be(paths):
-    with pytest.raises(stego.StegoError, match="needs more than 2 kbit/s"):
+    with pytest.raises(sound.StegoError, match="needs more than 2 kbit/s"):
         run(evaluate.opus(2), paths)
-    with pytest.raises(stego.StegoError, match="no Ogg"):
+    with pytest.raises(sound.StegoError, match="no Ogg"):
         evaluate.opus(20).reveal(paths["cover"], paths["revealed"])
     assert evaluate.score_pair(evaluate.opus(2), paths, False) == {}
 
@@ -93,14 +91,14 @@ def test_rate_of_cells():
     cover = (3000 * voice(1, 16000, 1)).astype(np.int16)
     for bits in (1, 2, 3, 4, 8):
         level = evaluate.fixed_bits_snr(cover, bits)
-        rate = evaluate.rate_of_snr(stego.from_pcm(cover), level)
+        rate = evaluate.rate_of_snr(sound.from_pcm(cover), level)
         assert abs(rate - 0.5 * math.log2(4 ** bits + 3)) < 1e-4, "cells of 2^B LSB carry B bits, almost all that fits"
 
 
 def test_bound():
     torch.manual_seed(0)
     noise, cover = 0.1 * torch.randn(2, 65536)
-    power = stego.FULL_SCALE ** 2 * cover.square().mean().item()
+    power = sound.FULL_SCALE ** 2 * cover.square().mean().item()
     level = {bits: 10 * math.log10(power / ((4 ** bits - 1) / 12)) for bits in (1, 2, 4)}  # just these bits fit
     for bits in level:  # white noise: 6.02 dB a bit, and a little for the dents that 15 squares find in its spectrum
         assert 0 <= evaluate.bound(cover, noise, level[bits]) - 6.02 * bits < 0.6
@@ -151,7 +149,7 @@ def test_delay_and_mp3():
     if "MP3" in soundfile.available_formats():
         for rate in (16000, 44100, 8000):
             x = torch.from_numpy(0.3 * voice(1, rate, 1))
-            assert stego.snr_of(x, evaluate.mp3(x, rate)) > 12
+            assert sound.snr_of(x, evaluate.mp3(x, rate)) > 12
 
 
 def test_attacks(paths, monkeypatch):
@@ -163,8 +161,8 @@ def test_attacks(paths, monkeypatch):
 
     def reveal(stego_path, secret_path, model, overwrite):  # as a lattice model would: everything or nothing
         if open(stego_path, "rb").read() != open(paths["stego"], "rb").read():
-            raise stego.StegoError("changed")
-        stego.write_audio(secret_path, evaluate.samples(paths["secret"])[0].astype(np.int16), 16000)
+            raise sound.StegoError("changed")
+        sound.write_audio(secret_path, evaluate.samples(paths["secret"])[0].astype(np.int16), 16000)
 
     monkeypatch.setattr(stego, "reveal", reveal)
     lattice = types.SimpleNamespace(config=types.SimpleNamespace(preset="lattice"))
@@ -241,7 +239,7 @@ def test_pictures(tmp_path, paths):
 def test_speech_scores():
     pytest.importorskip("pesq")
     pytest.importorskip("pystoi")
-    x = stego.from_pcm((soundfile.read(os.path.join(HERE, "examples", "cover.wav"), dtype="int16")[0])[:48000])
+    x = sound.from_pcm((soundfile.read(COVER, dtype="int16")[0])[:48000])
     same, noisy = (evaluate.speech_scores(x, y, 16000) for y in (x, noise.gaussian(x, torch.randn_like(x), 0)))
     assert same["PESQ"] > 4.5 and same["STOI"] > 0.99 and noisy["PESQ"] < 2 and noisy["STOI"] < 0.95
     assert math.isnan(evaluate.speech_scores(0 * x, x, 16000)["PESQ"])

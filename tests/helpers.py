@@ -1,0 +1,180 @@
+"""What several tests need: sounds, paths, and the commands as a user runs them."""
+
+import csv
+import os
+import resource
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+
+import numpy as np
+import torch
+
+import wavinwav
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+COVER, SECRET = (os.path.join(ROOT, "examples", f"{name}.wav") for name in ("cover", "secret"))
+LATTICE, AFFINE = (os.path.join(ROOT, f"{name}.pt") for name in ("lattice", "wavinwav-affine"))
+
+# A header as the format WIW4 had it, of 16000 samples with a secret of 8000 and no key.
+FORMER_HEADER = bytes.fromhex("000000000000000000000000fbcb63938634f8d8aa69ba"
+                              "1acd06b0fbef3eea7a61df6ee47e42516c1e3c36")
+
+# train.py's flags for networks and runs of seconds
+TINY = [
+    "--bands", "32", "--swapped", "8", "--growth", "4", "--crop", "0.25", "--batch_size", "2",
+    "--val_pairs", "4", "--log_every", "2", "--val_every", "4", "--save_every", "2",
+    "--warmup", "2", "--no_progress", "--workers", "0", "--device", "cpu"]
+TINY_PAPER = ["--preset", "paper", "--blocks", "2"] + TINY[4:]
+TINY_LATTICE = ["--preset", "lattice"] + TINY[4:]
+
+
+# ---------------------------------------------------------------- sounds
+
+def voice(seconds, rate, seed):
+    """A buzz with wandering pitch and formant-like colour: enough of speech for a training loop."""
+    rng = np.random.default_rng(seed)
+    n = int(seconds * rate)
+    pitch = 120 + 80 * rng.random() + 20 * np.sin(np.arange(n) / rate * 3 + seed)
+    phase = 2 * np.pi * np.cumsum(pitch) / rate
+    x = sum(np.sin(k * phase) / k for k in range(1, 12))
+    x = x * (1.1 + np.sin(np.arange(n) / rate * 9 + seed))
+    return (0.1 * x + 0.002 * rng.standard_normal(n)).astype(np.float32)
+
+
+def buzz(items, samples, rate=16000, seed=0):
+    """Voiced sounds of several pitches, [B, T], with a little noise."""
+    generator = torch.Generator().manual_seed(seed)
+    pitch = 100 + 100 * torch.rand(items, 1, generator=generator)
+    time = torch.arange(samples) / rate
+    x = sum(torch.sin(2 * torch.pi * k * pitch * time + k) / k for k in range(1, 12))
+    x = x * (1.1 + torch.sin(9 * time))
+    return 0.1 * x + 0.002 * torch.randn(items, samples, generator=generator)
+
+
+def speechlike(*shape, seed=0):
+    """Noise with the spectral slope and the loudness changes of speech, [..., T]."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(*shape, generator=generator, dtype=torch.float64)
+    slope = 1 + torch.linspace(0, 20, shape[-1] // 2 + 1, dtype=torch.float64) ** 2
+    x = torch.fft.irfft(torch.fft.rfft(x) / slope, n=shape[-1])
+    x = x * (1.1 + torch.sin(torch.arange(shape[-1]) / 3000))
+    return 0.5 * x / x.abs().amax(-1, keepdim=True).clamp_min(1e-9)
+
+
+def pcm(*shape, seed=0, bits=16):
+    """The same on the grid of 16 bits, float32."""
+    limit = 1 << (bits - 1)
+    return ((speechlike(*shape, seed=seed) * limit).round() / limit).float()
+
+
+def snr(reference, estimate):
+    """In dB, of two tensors."""
+    noise = (reference - estimate).square().sum()
+    return (10 * torch.log10(reference.square().sum() / noise)).item()
+
+
+def same(a, b):
+    """Two lists of tensors are close."""
+    assert [x.shape for x in a] == [x.shape for x in b]
+    for x, y in zip(a, b):
+        assert torch.allclose(x, y, rtol=1e-4, atol=1e-4)
+
+
+# ---------------------------------------------------------------- stego.py
+
+def launch(folder, *words, stdin=b"", largest=None, temporary=None):
+    """`python stego.py WORDS` in a process of its own, in which torch is loaded already: its number
+    and streams. `largest` is the size in bytes that a file can have there."""
+    streams = [tempfile.TemporaryFile() for _ in range(3)]
+    streams[0].write(stdin)
+    streams[0].seek(0)
+    pid = os.fork()
+    if not pid:
+        code = 70
+        try:
+            os.setsid()  # no terminal to ask for a key
+            for number, stream in enumerate(streams):
+                os.dup2(stream.fileno(), number)
+            sys.stdin, sys.stdout, sys.stderr = (
+                open(i, "r" if i == 0 else "w", closefd=False) for i in range(3))
+            os.chdir(folder)
+            sys.argv = ["stego.py", *map(str, words)]
+            torch.set_num_threads(1)
+            signal.alarm(60)
+            tempfile.tempdir = temporary or tempfile.tempdir
+            if largest:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+            runpy.run_path(os.path.join(ROOT, "stego.py"), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1 if stop.code else 0
+            if isinstance(stop.code, str):
+                print(stop.code, file=sys.stderr)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            os._exit(code)
+    return pid, streams
+
+
+def finish(pid, streams):
+    """(exit code, stdout, stderr) of a process that `launch` began."""
+    status = os.waitpid(pid, 0)[1]
+    assert not os.WIFSIGNALED(status), "killed, as after a hang"
+    for stream in streams:
+        stream.seek(0)
+    texts = [stream.read().decode(errors="replace") for stream in streams[1:]]
+    return os.waitstatus_to_exitcode(status), *texts
+
+
+def run_stego(folder, *words, **more):
+    """(exit code, stdout, stderr) of `python stego.py WORDS` in a folder."""
+    return finish(*launch(folder, *words, **more))
+
+
+# ---------------------------------------------------------------- train.py
+
+def train_command(*flags):
+    return [sys.executable, os.path.join(ROOT, "train.py"), *map(str, flags)]
+
+
+KILLED = """
+import os, runpy, signal, sys
+replace, written = os.replace, []
+
+def killing(source, target):
+    written.append(os.path.basename(target))
+    if written.count("last.pt") == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+
+os.replace = killing
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def train_killed(*flags):
+    """A run that is killed, without a chance to clean up, when its second last.pt is written but has
+    not yet taken its place."""
+    words = [sys.executable, "-c", KILLED, *train_command(*flags)[1:]]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def metrics(folder):
+    """The rows of a run's metrics.csv."""
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(path):
+    """All numbers of a model file [n]."""
+    state = wavinwav.read_checkpoint(path)["state_dict"]
+    return torch.cat([value.flatten().double() for value in state.values()])

@@ -1,0 +1,81 @@
+"""cells.py: the lattice coupling, widths of cells, and words in samples."""
+
+import math
+
+import pytest
+import torch
+
+import cells
+from cells import SEGMENT, TELLING, WIDTHS, LatticeCoupling
+from container import DENSE, Cipher, Header
+
+
+@pytest.mark.parametrize("width", [2, 3, 7, 16, 100, 1001, 4096])
+def test_coupling_is_exact_and_costs_what_it_should(width):
+    generator = torch.Generator().manual_seed(width)
+    cover = torch.randint(-32768, 32768, (50000,), generator=generator)
+    cover[:100], cover[100:200] = -32768, 32767  # full scale
+    secret = torch.randint(width, (50000,), generator=generator)
+    coupling = LatticeCoupling()
+    stego, r = coupling(cover, secret, width)
+    assert -32768 <= stego.min() and stego.max() <= 32767
+    cover_, secret_ = coupling.inverse(stego, r, width)
+    assert torch.equal(cover, cover_) and torch.equal(secret, secret_)
+    inside = r[cover.abs() < 32768 - width].double()
+    assert inside.abs().max() <= width // 2
+    expected = (width ** 2 - 1 + 3 * (width % 2 == 0)) / 12
+    assert inside.square().mean().item() == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.parametrize("width", [WIDTHS[i] for i in (0, 1, 5, 17, 30, 63)])
+def test_words_and_digits(width):
+    room, samples = cells.room_for(width), SEGMENT - TELLING
+    assert room > 0.97 * samples * math.log2(width) / 32 - 1, "little is wasted"
+    words = torch.randint(1 << 32, (9, room))
+    digits = cells.digits_of(words, width)
+    assert 0 <= digits.min() and digits.max() < width and digits.shape[1] <= samples
+    unused = torch.randint(width, (9, samples - digits.shape[1]))
+    assert torch.equal(cells.words_of(torch.cat([digits, unused], 1), width), words)
+
+
+@pytest.mark.parametrize("depth, key", [(16, None), (24, "key")])
+def test_words_in_samples(depth, key):
+    torch.manual_seed(0)
+    cover = torch.randint(-20000, 20000, (40 * SEGMENT,), dtype=torch.int32)
+    widths, cipher = torch.randint(20, (40,)), Cipher(key)
+    words = torch.randint(1 << 32, (int(0.6 * cells.word_starts(widths)[-1]),))
+    stego = cells.write_words(words, cover, widths, cipher, 3, depth)
+    assert torch.equal(stego[30 * SEGMENT:], cover[30 * SEGMENT:]), "what is not needed stays"
+    words_, starts = cells.read_words(stego, cipher, 3)
+    used = int(torch.searchsorted(cells.word_starts(widths), len(words)))
+    assert torch.equal(starts[:used + 1], cells.word_starts(widths)[:used + 1])
+    assert torch.equal(words_[:len(words)], words)
+    assert not torch.equal(cells.read_words(stego, cipher, 4)[0][:9], words[:9]), "of another part"
+
+
+@pytest.mark.parametrize("error", [0.3, 1.5, 20.0, 1e4])
+@pytest.mark.parametrize("masking", [0.0, 0.25, 1.0])
+def test_widths_have_the_error_that_was_asked_for(error, masking):
+    torch.manual_seed(0)
+    decades = 6 * torch.rand(2000, dtype=torch.float64)
+    powers = torch.rand(2000, dtype=torch.float64) * 10 ** decades
+    chosen = cells.choose_widths(powers, error, masking, 16)
+    widths = torch.tensor(WIDTHS).double()[chosen]
+    distortion = ((widths ** 2 + torch.where(widths % 2 == 0, 2, -1)) / 12).mean().item()
+    least = error < 0.5 and (chosen == 0).all()  # one bit a sample
+    assert error / 1.02 < distortion <= error or least
+    if masking == 0 and error == 1.5:
+        assert (widths == 4).all()
+
+
+@pytest.mark.parametrize("samples, length", [(800, 1), (100_000, 90_000), (100_000, 3)])
+def test_parts_cover_all(samples, length, monkeypatch):
+    monkeypatch.setattr(cells, "PART_SEGMENTS", 40)
+    parts = cells.parts_of(Header(samples, length, 0, 256))
+    assert len(parts) == (1 if samples == 800 else 6)
+    assert parts[0].samples.start == DENSE.header_samples
+    assert 0 <= samples - DENSE.seal_samples - parts[-1].samples.stop < SEGMENT
+    for name, end in (("samples", None), ("secret", length), ("segments", None)):
+        ranges = [getattr(part, name) for part in parts]
+        assert [x.stop for x in ranges[:-1]] == [x.start for x in ranges[1:]]
+        assert end is None or ranges[-1].stop == end

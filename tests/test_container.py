@@ -1,0 +1,156 @@
+"""container.py: header and seal in samples, for both layouts; the cipher's streams."""
+
+import pytest
+import torch
+
+import container
+from container import DENSE, SPARSE, Cipher, Damaged, Header, NoSecret, OtherModel, OtherVersion
+from helpers import FORMER_HEADER
+
+LAYOUTS = pytest.mark.parametrize("layout", [DENSE, SPARSE], ids=["dense", "sparse"])
+MODEL = 123456789
+
+
+def noise(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-3000, 3000, (count,), dtype=torch.int32, generator=generator)
+
+
+def make(layout, count=6000, key=None, cuts=(2000, 3000), seed=0):
+    """A sealed stego with nothing in it, its header and its cipher."""
+    header, cipher = Header(count, 4000, MODEL, 77, 2, layout), Cipher(key)
+    pieces = noise(count, seed).tensor_split(cuts)
+    return torch.cat(list(container.sealed(pieces, header, cipher))), header, cipher
+
+
+def check(stego, header, cipher):
+    container.verify(lambda start, stop: stego[start:stop], len(stego), header, cipher)
+
+
+@LAYOUTS
+def test_bits_in_samples(layout):
+    content = bytes(range(0, 250, 10))
+    samples = noise(25 * 8 // layout.bits * layout.spacing)
+    before = samples.clone()
+    layout.write(samples, content)
+    assert layout.read(samples) == content
+    chosen = samples[::layout.spacing]
+    assert torch.equal(chosen & layout.mask, layout.targets(content).int())
+    assert (samples - before).abs().max() <= layout.mask
+    assert (samples != before).sum() <= len(chosen), "the others stay"
+    assert torch.equal(samples >> layout.bits, before >> layout.bits)
+    assert layout.read(layout.cleared(samples)) == bytes(len(content))
+    assert layout.read(samples) == content, "that was a copy"
+
+
+def test_sizes():
+    """The lattice's format depends on them."""
+    assert (DENSE.header_samples, DENSE.seal_samples) == (172, 64)
+    assert (SPARSE.header_samples, SPARSE.seal_samples) == (1376, 512)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("key", [None, "key", b"bytes"], ids=str)
+def test_header(layout, key):
+    stego, header, cipher = make(layout, key=key)
+    again, its_cipher = Header.read(stego, key, MODEL, layout)
+    assert again == header and its_cipher.nonce == cipher.nonce
+    assert its_cipher.stream(b"x\0", 9) == cipher.stream(b"x\0", 9)
+    first = stego[:container.HEADER_SAMPLES]
+    assert Header.read(first, key, MODEL, layout)[0] == header, "no more is needed"
+
+
+@LAYOUTS
+def test_what_cannot_be_read(layout):
+    stego, _, _ = make(layout, key="key")
+    other = SPARSE if layout == DENSE else DENSE
+    for key in (None, "", "Key", "key "):
+        with pytest.raises(NoSecret, match="the key is another"):
+            Header.read(stego, key, MODEL, layout)
+    with pytest.raises(OtherModel):
+        Header.read(stego, "key", MODEL + 1, layout)
+    with pytest.raises(OtherModel):
+        Header.read(stego, "key", MODEL, other)
+    for samples in (noise(6000), stego[1:], stego[:50], torch.zeros(6000, dtype=torch.int32)):
+        with pytest.raises(NoSecret):
+            Header.read(samples, "key", MODEL, layout)
+    header = Header(6000, 7000, MODEL, 77, 1, layout)  # a secret longer than its stego
+    stego, = container.sealed([noise(6000)], header, Cipher())
+    with pytest.raises(NoSecret, match="makes no sense"):
+        Header.read(stego, None, MODEL, layout)
+
+
+@LAYOUTS
+def test_a_former_version_is_told(layout):
+    stego = noise(16000)
+    DENSE.write(stego[:DENSE.header_samples], FORMER_HEADER)
+    with pytest.raises(OtherVersion, match="another version"):
+        Header.read(stego, None, MODEL, layout)
+
+
+@LAYOUTS
+def test_seal(layout):
+    stego, header, cipher = make(layout, key="key")
+    check(stego, header, cipher)
+    whole, = container.sealed([noise(6000)], header, cipher)
+    assert torch.equal(whole, stego), "in one piece or in several"
+    least = layout.header_samples + layout.seal_samples
+    shortest = Header(least, 1, MODEL, 0, 1, layout)
+    stego_, = container.sealed([noise(least)], shortest, cipher)
+    check(stego_, shortest, cipher)
+    for changed in (*range(0, 6000, 61), *range(6000 - layout.seal_samples, 6000, 13)):
+        for bit in (1, 4):
+            damaged = stego.clone()
+            damaged[changed] ^= bit
+            with pytest.raises(Damaged, match="changed after it was made"):
+                check(damaged, header, cipher)
+    with pytest.raises(Damaged, match="it was cut: 5999 of 6000 samples"):
+        check(stego[:-1], header, cipher)
+    with pytest.raises(Damaged, match="changed"):
+        check(torch.cat([stego, stego[:1]]), header, cipher)
+    with pytest.raises(Damaged, match="changed"):
+        check(stego, header, Cipher("other", cipher.nonce))
+
+
+@LAYOUTS
+def test_header_is_noise_without_the_key(layout):
+    header = Header(4000, 2000, MODEL, 77, 1, layout)
+    packed = torch.tensor([list(header.pack(Cipher("k"))) for _ in range(30)])
+    bits = ((packed[..., None] >> torch.arange(8)) & 1).flatten(1).double().mean(0)
+    # Of 344 fair bits in 30 headers, one is always the same in 344 * 2 / 2 ** 30, 6e-7, of all
+    # runs; the standard deviation of the mean is 0.005.
+    assert 0.46 < bits.mean() < 0.54
+    assert 0 < bits.min() and bits.max() < 1, "none is always the same"
+
+
+def test_streams():
+    cipher, other = Cipher("k"), Cipher("k")
+    assert cipher.nonce != other.nonce
+    assert cipher.keyed and not Cipher().keyed and not Cipher("").keyed
+    assert Cipher().stream(b"a\0", 9) == Cipher().stream(b"a\0", 9)
+    assert len({x.stream(p, 9) for x in (cipher, other, Cipher()) for p in (b"a\0", b"b\0")}) == 6
+    words = cipher.words(b"a\0", 20000)
+    assert words.dtype == torch.int64 and 0 <= words.min() and words.max() < 1 << 32
+    assert words.double().mean() == pytest.approx(2 ** 31, rel=0.05)
+    assert len(cipher.words(b"a\0", 0)) == len(cipher.uniform(b"a\0", 0)) == 0
+
+
+def test_uniform_numbers():
+    cipher = Cipher("k", bytes(12))
+    x = cipher.uniform(b"dither\0", 1_000_000)
+    assert x.dtype == torch.float32 and -0.5 <= x.min() < -0.49 and 0.49 < x.max() < 0.5
+    assert abs(x.double().mean()) < 1e-3
+    assert x.double().square().mean() == pytest.approx(1 / 12, rel=0.005)
+    assert abs((x[1:].double() @ x[:-1].double()) / len(x)) < 1e-3
+    assert torch.equal(cipher.uniform(b"dither\0", 1000), x[:1000]), "a stream, whatever its length"
+    assert not torch.equal(cipher.uniform(b"other\0", 1000), x[:1000])
+
+
+def test_fingerprint():
+    state = [torch.randn(3, 4), torch.arange(5), torch.zeros(2, dtype=torch.int32)]
+    first = container.fingerprint(state)
+    assert first == container.fingerprint([x.clone() for x in state])
+    for i in range(len(state)):
+        changed = [x.clone() for x in state]
+        changed[i].view(-1)[0] += 1
+        assert container.fingerprint(changed) != first

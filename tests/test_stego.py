@@ -1,0 +1,235 @@
+"""stego.py as a user runs it: real files through the real commands, with the shipped models."""
+
+import ast
+import io
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torchaudio.functional import resample
+
+import cells
+import sound
+import stego
+from helpers import AFFINE, COVER, LATTICE, ROOT, SECRET, run_stego, voice
+from lattice import Lattice
+
+
+def run(*words, expect=0):
+    code, out, err = run_stego(ROOT, *words)
+    assert code == expect and "Traceback" not in err, err
+    return SimpleNamespace(stdout=out, stderr=err)
+
+
+def printed_snrs(text):
+    stego_snr, secret_snr = re.search(r"stego SNR (\S+) dB, secret SNR (\S+) dB", text).groups()
+    return float(stego_snr), float(secret_snr)
+
+
+def snr(reference, estimate):
+    return 10 * np.log10(np.sum(reference ** 2) / np.sum((reference - estimate) ** 2))
+
+
+@pytest.mark.parametrize("options, least", [([], (51.8, 60)), (["--snr", 58], (57.8, 50)), (["--model", AFFINE], (24, 12))],
+                         ids=["default", "58 dB", "affine"])
+def test_examples_hide_and_reveal(tmp_path, options, least):
+    hidden, revealed = tmp_path / "stego.wav", tmp_path / "secret.wav"
+    stego_snr, secret_snr = printed_snrs(run("hide", COVER, SECRET, "-o", hidden, *options).stdout)
+    run("reveal", hidden, "-o", revealed, *(options if AFFINE in options else []))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["secret.wav", "stego.wav"]
+    info = soundfile.info(hidden)
+    assert (info.format, info.subtype, info.samplerate, info.frames) == ("WAV", "PCM_16", 16000, soundfile.info(COVER).frames)
+    cover, written, secret, found = (soundfile.read(path)[0] for path in (COVER, hidden, SECRET, revealed))
+    assert len(found) == len(secret), "the true length travels in the file"
+    assert abs(snr(cover, written) - stego_snr) < 0.01 and abs(snr(secret, found) - secret_snr) < 0.01
+    assert stego_snr > least[0] and secret_snr > least[1]
+
+
+def test_lossless_where_the_cover_has_room(tmp_path):
+    assert "secret lossless" in run("hide", COVER, SECRET, "-o", tmp_path / "stego.wav", "--snr", 36).stdout
+    run("reveal", tmp_path / "stego.wav", "-o", tmp_path / "found.wav")
+    assert np.array_equal(soundfile.read(tmp_path / "found.wav", dtype="int16")[0], soundfile.read(SECRET, dtype="int16")[0])
+
+
+@pytest.mark.parametrize("rate, model", [(8000, LATTICE), (24000, AFFINE), (48000, LATTICE)], ids=str)
+def test_secret_is_brought_to_the_rate_of_the_cover(tmp_path, rate, model):
+    """Another rate, two channels, another format; a cover that fills no whole number of frames."""
+    soundfile.write(tmp_path / "cover.flac", voice(2.0003, rate, 1), rate)
+    soundfile.write(tmp_path / "secret.ogg", np.stack([voice(1.5, 44100, 2)] * 2, 1), 44100, format="OGG", subtype="VORBIS")
+    run("hide", tmp_path / "cover.flac", tmp_path / "secret.ogg", "-o", tmp_path / "stego.wav", "--model", model)
+    run("reveal", tmp_path / "stego.wav", "-o", tmp_path / "found.wav", "--model", model)
+    cover, hidden, found = (soundfile.info(tmp_path / name) for name in ("cover.flac", "stego.wav", "found.wav"))
+    assert (hidden.samplerate, hidden.frames) == (rate, cover.frames)
+    assert (found.samplerate, found.channels) == (rate, 1)
+    assert abs(found.frames / rate - 1.5) < 0.02
+
+
+@pytest.mark.parametrize("model", [LATTICE, AFFINE], ids=["lattice", "affine"])
+def test_a_secret_of_the_same_length_and_one_sample(tmp_path, model):
+    for seconds, samples in ((1, 16000), (1 / 16000, 1)):
+        soundfile.write(tmp_path / "cover.wav", voice(1, 16000, 1), 16000)
+        soundfile.write(tmp_path / "secret.wav", voice(seconds, 16000, 2), 16000)
+        for words in (["hide", "cover.wav", "secret.wav", "-o", "stego.wav"], ["reveal", "stego.wav", "-o", "found.wav"]):
+            stego.main([str(tmp_path / word) if word.endswith(".wav") else word for word in words]
+                       + ["--model", model, "--overwrite"])
+        assert soundfile.info(tmp_path / "found.wav").frames == samples
+
+
+@pytest.mark.parametrize("kind", ["square", "clipped", "noise"])
+@pytest.mark.parametrize("model", [LATTICE, AFFINE], ids=["lattice", "affine"])
+def test_covers_at_full_scale(tmp_path, kind, model, capsys):
+    """The lattice takes the neighbouring cell, and nothing clips; an affine model turns the cover down, and says so."""
+    x = voice(2, 16000, 1)
+    loud = {"square": np.sign(x), "clipped": np.clip(20 * x, -1, 1), "noise": np.random.default_rng(0).uniform(-1, 1, len(x))}[kind]
+    soundfile.write(tmp_path / "secret.wav", voice(2, 16000, 2), 16000)
+    found = []
+    for name, cover in (("loud", loud), ("half", loud / 2)):
+        soundfile.write(tmp_path / "cover.wav", cover, 16000)
+        stego.main(["hide", *(str(tmp_path / f"{part}.wav") for part in ("cover", "secret")), "-o", str(tmp_path / "stego.wav"),
+                    "--model", model, "--overwrite", "--snr", "58"])
+        out, err = capsys.readouterr()
+        found.append(math.inf if "lossless" in out else printed_snrs(out)[1])
+        if model == LATTICE:
+            assert err == ""
+        elif name == "loud":
+            assert "cover.wav was turned down by" in err
+    assert found[0] > found[1] - 3 or found[1] == math.inf
+
+
+def test_files_copied_alone_are_enough(tmp_path):
+    """They need torch and the standard library only."""
+    own = {"wavinwav", "container", "cells", "coder", "quantiser", "lattice"}
+    for module in own:
+        tree = ast.parse(open(os.path.join(ROOT, f"{module}.py")).read())
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import)]
+        names = {alias.name for node in imports for alias in node.names}
+        names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        foreign = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
+        assert foreign <= {"torch"} | (own if module != "wavinwav" else set())
+    for name in (*(f"{module}.py" for module in own), "lattice.pt"):
+        shutil.copy(os.path.join(ROOT, name), tmp_path)
+    program = """
+import torch, lattice
+model = lattice.load("lattice.pt")
+cover, secret = 0.1 * torch.randn(2, 16000)
+stego, r = model.hide(cover, secret)
+print(model.reveal(stego)[1].shape, (model.reveal(stego, r)[1] - secret).abs().max().item() < 1e-3)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True,
+                          text=True, timeout=100)
+    assert done.stdout.strip() == "torch.Size([16000]) True", done.stderr
+
+
+@pytest.mark.parametrize("rate", [8000, 44100, 96000])
+@pytest.mark.parametrize("channels, secret_channels", [(1, 1), (2, 1), (2, 2), (1, 2)])
+def test_any_rate_and_channels(tmp_path, rate, channels, secret_channels, capsys):
+    def sound(n, seed):
+        return np.stack([0.3 * voice(0.3, rate, seed + 10 * c) for c in range(n)], 1)
+
+    soundfile.write(tmp_path / "cover.flac", sound(channels, 1), rate)
+    soundfile.write(tmp_path / "secret.wav", sound(secret_channels, 2), rate)
+    model = stego.load_model(LATTICE)
+    paths = [str(tmp_path / name) for name in ("cover.flac", "secret.wav", "stego.flac", "found.wav")]
+    stego_snr, secret_snr = stego.hide(*paths[:3], model)
+    assert stego_snr > 51.4 and secret_snr > 30
+    assert ("mixed to one channel" in capsys.readouterr().err) == (channels < secret_channels)
+    stego.reveal(paths[2], paths[3], model)
+    info = soundfile.info(paths[3])
+    assert (info.samplerate, info.channels, info.frames) == (rate, min(channels, secret_channels), int(0.3 * rate))
+
+
+@pytest.mark.parametrize("subtype, depth", [("PCM_U8", 16), ("PCM_16", 16), ("PCM_24", 24), ("PCM_32", 24), ("FLOAT", 24),
+                                            ("DOUBLE", 24)])
+@pytest.mark.parametrize("model", [LATTICE, AFFINE], ids=["lattice", "affine"])
+def test_any_cover(tmp_path, subtype, depth, model):
+    soundfile.write(tmp_path / "cover.wav", voice(0.3, 16000, 1), 16000, subtype=subtype)
+    soundfile.write(tmp_path / "secret.wav", 0.3 * voice(0.3, 16000, 2), 16000)
+    model = stego.load_model(model)
+    paths = [str(tmp_path / name) for name in ("cover.wav", "secret.wav", "stego.wav", "found.wav")]
+    _, secret_snr = stego.hide(*paths[:3], model, snr=41)
+    stego.reveal(paths[2], paths[3], model)
+    assert soundfile.info(paths[2]).subtype == f"PCM_{depth}"
+    secret, found = (soundfile.read(path, dtype="int16")[0] for path in (paths[1], paths[3]))
+    assert abs(sound.snr_of(sound.from_pcm(secret), sound.from_pcm(found)) - secret_snr) < 0.01 or secret_snr == np.inf
+    if depth == 24 and isinstance(model, Lattice):
+        assert np.array_equal(secret, found), "24 bits have room for all of a 16-bit secret"
+        soundfile.write(tmp_path / "wider.wav", soundfile.read(paths[2], dtype="int32")[0], 16000, subtype="PCM_32")
+        stego.reveal(str(tmp_path / "wider.wav"), paths[3], model, overwrite=True)
+
+
+def test_lossy_inputs_floats_beyond_full_scale_and_16_bits_in_24(tmp_path, capsys):
+    model = stego.load_model(LATTICE)
+    x = voice(0.5, 16000, 1)
+    soundfile.write(tmp_path / "cover.ogg", x, 16000, format="OGG", subtype="VORBIS")
+    soundfile.write(tmp_path / "secret.wav", 3 * voice(0.4, 16000, 2), 16000, subtype="FLOAT")
+    hidden, found = str(tmp_path / "stego.wav"), str(tmp_path / "found.wav")
+    stego.hide(str(tmp_path / "cover.ogg"), str(tmp_path / "secret.wav"), hidden, model)
+    assert "secret.wav was turned down by" in capsys.readouterr().err
+    soundfile.write(tmp_path / "wide.flac", soundfile.read(hidden, dtype="int32")[0], 16000, subtype="PCM_24", format="FLAC")
+    stego.reveal(hidden, found, model)
+    first = soundfile.read(found)[0]
+    stego.reveal(str(tmp_path / "wide.flac"), found, model, overwrite=True)
+    assert np.array_equal(soundfile.read(found)[0], first), "the same samples in another format"
+
+
+def test_pipes(folder):
+    run = [sys.executable, os.path.join(ROOT, "stego.py")]
+    cover, key = str(folder / "cover.wav"), ["--key-file", str(folder / "key")]
+    hidden = subprocess.run([*run, "hide", cover, "-", "-o", "-", *key], input=(folder / "secret.wav").read_bytes(),
+                            capture_output=True, check=True)
+    assert b"stego SNR" in hidden.stderr and hidden.stdout[:4] == b"RIFF"
+    revealed = subprocess.run([*run, "reveal", "-", "-o", "-", *key], input=hidden.stdout, capture_output=True, check=True)
+    assert soundfile.info(io.BytesIO(revealed.stdout)).frames == 8000
+
+
+@pytest.mark.parametrize("model", [LATTICE, AFFINE], ids=["lattice", "affine"])
+def test_piece_by_piece_is_the_same_as_in_one(tmp_path, model, monkeypatch, fixed_nonce):
+    """Files in parts, over processes, and all of it in memory: the same samples. The secret is resampled on the way."""
+    monkeypatch.setattr(cells, "PART_SEGMENTS", 30)
+    monkeypatch.setattr(sound, "READ_AT_ONCE", 10 * cells.SEGMENT)
+    x, y = np.stack([voice(4, 16000, 1), 0.5 * voice(4, 16000, 2)], 1) / 2, voice(3.9, 22050, 3)
+    soundfile.write(tmp_path / "cover.wav", x, 16000)
+    soundfile.write(tmp_path / "secret.wav", y, 22050)
+    model = stego.load_model(model)
+    paths = [str(tmp_path / name) for name in ("cover.wav", "secret.wav", "stego.wav", "found.wav")]
+    stego.hide(*paths[:3], model, key="k" if model.config.preset == "lapped" else None)
+    stego.reveal(*paths[2:], model, key="k" if model.config.preset == "lapped" else None)
+    if isinstance(model, Lattice):
+        cover = torch.from_numpy(soundfile.read(paths[0], dtype="float32")[0].T)
+        decoded = stego.read_secret(paths[1], paths[1], tmp_path, sound.decode(paths[0], paths[0], tmp_path))
+        secret = decoded.read() / sound.FULL_SCALE
+        at_once = resample(torch.from_numpy(soundfile.read(paths[1], dtype="float32")[0]), 22050, 16000)
+        assert len(at_once) == len(secret) and (at_once - secret).abs().max() < 1 / sound.FULL_SCALE
+        hidden, _ = model.hide(cover, secret)
+        assert torch.equal(hidden.T, torch.from_numpy(soundfile.read(paths[2], dtype="float32")[0]))
+        found = torch.from_numpy(soundfile.read(paths[3], dtype="float32")[0])
+        assert (model.reveal(hidden)[1] - found).abs().max() < 0.51 / sound.FULL_SCALE, "but for its rounding"
+    else:
+        secret, found = (soundfile.read(path)[0] for path in (paths[1], paths[3]))
+        assert sound.snr_of(resample(torch.from_numpy(secret), 22050, 16000)[:len(found)], torch.from_numpy(found)) > 10
+        with pytest.raises(sound.StegoError, match="key is another"):
+            stego.reveal(*paths[2:], model, overwrite=True)
+
+
+def test_ten_minutes_are_the_same_as_in_one(tmp_path):
+    """In parts of their usual size, through the commands."""
+    x, y = (np.resize(voice(20, 8000, seed) * np.linspace(0.3, 1, 160_000), 600 * 8000 - seed) for seed in (5, 6))
+    paths = [str(tmp_path / name) for name in ("cover.wav", "secret.wav", "stego.wav", "found.wav")]
+    soundfile.write(paths[0], x, 8000)
+    soundfile.write(paths[1], y, 8000)
+    run = [sys.executable, os.path.join(ROOT, "stego.py")]
+    subprocess.run([*run, "hide", *paths[:2], "-o", paths[2]], check=True, capture_output=True)
+    subprocess.run([*run, "reveal", paths[2], "-o", paths[3]], check=True, capture_output=True)
+    model = stego.load_model(LATTICE)
+    cover, secret, written, found = (torch.from_numpy(soundfile.read(path)[0]) for path in paths)
+    hidden, _ = model.hide(cover, secret, sample_rate=8000)
+    assert torch.equal(hidden, written)
+    assert torch.equal((model.reveal(hidden)[1] * sound.FULL_SCALE).round(), found * sound.FULL_SCALE)
