@@ -220,8 +220,8 @@ class Quantiser(nn.Module):
             log_scale = log_scale - exponent[:, start::spacing].transpose(0, 1) / 2
             own = magnitude[:, start::spacing].transpose(0, 1)
             likelihood = self.likelihood(own, (log_scale / 4).clamp(-6, 17) * math.log(2))
-            bits = (own > 0) - torch.log2(likelihood.clamp_min(1e-9))  # with the sign
-            total = total + bits.sum((0, 1))
+            magnitude_bits = -torch.log2(likelihood.clamp_min(1e-9))
+            total = total + magnitude_bits.sum((0, 1)) + (own > 0).sum((0, 1))  # and the signs
         return total / (frames * bands)
 
     def likelihood(self, magnitude: Tensor, log_scale: Tensor) -> Tensor:
