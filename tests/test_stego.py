@@ -104,21 +104,26 @@ def test_covers_at_full_scale(tmp_path, kind, model, capsys):
     assert found[0] > found[1] - 3 or found[1] == math.inf
 
 
-def test_files_copied_alone_are_enough(tmp_path):
+LATTICE_MODULES = "container", "cells", "coder", "quantiser", "lattice", "wavinwav"
+
+
+@pytest.mark.parametrize("modules, model", [(["wavinwav"], AFFINE), (LATTICE_MODULES, LATTICE)],
+                         ids=["affine", "lattice"])
+def test_files_copied_alone_are_enough(tmp_path, modules, model):
     """They need torch and the standard library only."""
-    own = {"wavinwav", "container", "cells", "coder", "quantiser", "lattice"}
-    for module in own:
-        tree = ast.parse(open(os.path.join(ROOT, f"{module}.py")).read())
-        imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import)]
-        names = {alias.name for node in imports for alias in node.names}
-        names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        foreign = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
-        assert foreign <= {"torch"} | (own if module != "wavinwav" else set())
-    for name in (*(f"{module}.py" for module in own), "lattice.pt"):
-        shutil.copy(os.path.join(ROOT, name), tmp_path)
-    program = """
-import torch, lattice
-model = lattice.load("lattice.pt")
+    for module in modules:
+        path = os.path.join(ROOT, f"{module}.py")
+        nodes = list(ast.walk(ast.parse(open(path).read())))
+        names = {x.name for node in nodes if isinstance(node, ast.Import) for x in node.names}
+        names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+        names = {name.split(".")[0] for name in names}
+        assert names - set(sys.stdlib_module_names) - set(modules) == {"torch"}
+        shutil.copy(path, tmp_path)
+    shutil.copy(model, tmp_path / "model.pt")
+    name = "lattice" if model == LATTICE else "wavinwav"
+    program = f"""
+import torch, {name}
+model = {name}.load("model.pt")
 cover, secret = 0.1 * torch.randn(2, 16000)
 stego, r = model.hide(cover, secret)
 print(model.reveal(stego)[1].shape, (model.reveal(stego, r)[1] - secret).abs().max().item() < 1e-3)
@@ -180,13 +185,18 @@ def test_lossy_inputs_floats_beyond_full_scale_and_16_bits_in_24(tmp_path, capsy
     assert np.array_equal(soundfile.read(found)[0], first), "the same samples in another format"
 
 
-def test_pipes(folder):
+def test_pipes(tmp_path):
+    soundfile.write(tmp_path / "cover.wav", voice(1, 16000, 1), 16000)
+    soundfile.write(tmp_path / "secret.wav", voice(0.5, 16000, 2), 16000)
+    (tmp_path / "key").write_text("open sesame\n")
+    cover, key = str(tmp_path / "cover.wav"), ["--key-file", str(tmp_path / "key")]
     run = [sys.executable, os.path.join(ROOT, "stego.py")]
-    cover, key = str(folder / "cover.wav"), ["--key-file", str(folder / "key")]
-    hidden = subprocess.run([*run, "hide", cover, "-", "-o", "-", *key], input=(folder / "secret.wav").read_bytes(),
-                            capture_output=True, check=True)
+    hidden = subprocess.run(
+        [*run, "hide", cover, "-", "-o", "-", *key], input=(tmp_path / "secret.wav").read_bytes(),
+        capture_output=True, check=True)
     assert b"stego SNR" in hidden.stderr and hidden.stdout[:4] == b"RIFF"
-    revealed = subprocess.run([*run, "reveal", "-", "-o", "-", *key], input=hidden.stdout, capture_output=True, check=True)
+    revealed = subprocess.run([*run, "reveal", "-", "-o", "-", *key], input=hidden.stdout,
+                              capture_output=True, check=True)
     assert soundfile.info(io.BytesIO(revealed.stdout)).frames == 8000
 
 
