@@ -10,9 +10,8 @@ the cover's samples (cells.py). An integer discrete flow (Hoogeboom et al. 2019)
 secret's quantisation, and lossless altogether where there is room. It runs on the CPU.
 
 Shapes: S samples and C channels of a secret; N blocks of about 4 s in all channels together, F
-frames in a block, M bands (config.bands at config.sample_rate, in proportion at other rates); M /
-8 lanes of the coder. Sizes and steps count in PCM units of 16 bits; steps in 1/64 octave,
-shapings in 1/256.
+frames in a block, M bands (config.bands at config.sample_rate, in proportion at other rates),
+M / 8 lanes of the coder. Samples of a secret count in PCM units of 16 bits.
 """
 
 import bisect
@@ -375,8 +374,9 @@ class Lattice(nn.Module):
             shape = frames, bands, len(good)
             classes = torch.empty(shape, dtype=torch.uint8)
             integers = torch.empty(shape, dtype=torch.int32)
-            steps = self.quantiser.walk(classes, integers, mode.step, mode.shaping,
-                              lambda frame, group, classes, steps: decode(classes).float())
+            steps = self.quantiser.walk(
+                classes, integers, mode.step, mode.shaping,
+                lambda frame, group, classes, steps: decode(classes).float())
             decoded = self.synthesise(self.quantiser.dequantise(
                 classes, integers, steps, centred=not mode.lossless))
             if len(good) == len(streams):
