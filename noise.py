@@ -1,30 +1,25 @@
-"""What may happen to a stego between hide and reveal, differentiable: the noise layer of the paper's robust stage.
+"""What may happen to a stego between hide and reveal, differentiable: the noise layer of the
+paper's robust stage.
 
-    layer = NoiseLayer(["identity", "gaussian", "resample"], sample_rate=16000)
+    layer = NoiseLayer("identity,gaussian:20:50,resample:3/4", sample_rate=16000)
     changed = layer(stego, batch_seed, item_seeds)
 
-Each batch meets one change, drawn from the pool (a name that stands there twice is drawn twice as often), of a strength
-that is drawn too. The numbers depend on the seeds alone: the same wherever a batch is split among processes.
+Each batch meets one kind of the pool, drawn evenly (one that stands there twice comes twice as
+often), of a strength that is drawn too. The numbers depend on the seeds alone: the same wherever a
+batch is split among processes.
 
 Shapes: B batch, T samples.
 """
 
 import random
+from collections.abc import Callable
 from fractions import Fraction
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 import lazy_torchaudio
-
-STRENGTHS = {  # lowest and highest, or what to choose from; drawn evenly for each batch
-    "snr": (20.0, 50.0),  # dB of gaussian and speckle noise, measured from the stego
-    "rates": ("1/2", "3/4", "7/8"),  # resample: to this part of the rate, and back
-    "cutoff": (3000.0, 7500.0),  # Hz, lowpass
-    "bits": (8, 14),  # quantize
-    "dropout": (0.0, 0.005),  # share of the samples that are lost
-    "gain": (-3.0, 3.0),  # dB
-}
 
 
 def gaussian(x: Tensor, normal: Tensor, snr: float) -> Tensor:
@@ -38,8 +33,9 @@ def speckle(x: Tensor, normal: Tensor, snr: float) -> Tensor:
 
 
 def resample(x: Tensor, part: str | Fraction) -> Tensor:
-    """To this part of the rate, and back. The kernel has as many taps as the parts of the fraction: keep them small."""
-    whole, kept = Fraction(part).denominator, Fraction(part).numerator
+    """To this part of the rate, and back. The kernel has as many taps as the parts of the fraction:
+    keep them small."""
+    kept, whole = Fraction(part).as_integer_ratio()
     down = lazy_torchaudio.resample(x, whole, kept)
     return lazy_torchaudio.resample(down, kept, whole)[..., :x.shape[-1]]
 
@@ -53,7 +49,7 @@ def low_pass(x: Tensor, share: float) -> Tensor:
 
 def quantize(x: Tensor, bits: int) -> Tensor:
     """Round to so many bits, within full scale; the gradient passes straight through."""
-    limit = 1 << bits - 1
+    limit = 1 << (bits - 1)
     return x + ((x * limit).round().clamp(-limit, limit - 1) / limit - x).detach()
 
 
@@ -66,51 +62,102 @@ def gain(x: Tensor, decibel: float) -> Tensor:
     return x * 10 ** (decibel / 20)
 
 
+class Kind(NamedTuple):
+    """A kind of noise. Fractions are chosen from; other strengths are drawn from a range."""
+
+    unit: str  # of the strength
+    usual: tuple  # lowest and highest strength, or the fractions
+    limits: tuple  # of what may be asked for
+    change: Callable  # (x, strength, what draws numbers like x, rate in Hz) -> what is left of x
+
+
+KINDS = {
+    "identity": Kind("", (), (), lambda x, strength, draw, rate: x),
+    "gaussian": Kind("dB below the stego", (20.0, 50.0), (-20, 120),
+                     lambda x, strength, draw, rate: gaussian(x, draw(torch.randn), strength)),
+    "speckle": Kind("dB below the sample", (20.0, 50.0), (-20, 120),
+                    lambda x, strength, draw, rate: speckle(x, draw(torch.randn), strength)),
+    "resample": Kind("part of the rate", (Fraction(1, 2), Fraction(3, 4), Fraction(7, 8)),
+                     (Fraction(1, 100), 100),
+                     lambda x, strength, draw, rate: resample(x, strength)),
+    "lowpass": Kind("Hz", (3000.0, 7500.0), (1, 1e6),
+                    lambda x, strength, draw, rate: low_pass(x, strength / rate)),
+    "quantize": Kind("bits a sample", (8, 14), (2, 16),
+                     lambda x, strength, draw, rate: quantize(x, strength)),
+    "dropout": Kind("share of the samples", (0.0, 0.005), (0, 1),
+                    lambda x, strength, draw, rate: dropout(x, draw(torch.rand), strength)),
+    "gain": Kind("dB", (-3.0, 3.0), (-60, 60), lambda x, strength, draw, rate: gain(x, strength)),
+}
+
+
+def read_strengths(entry: str) -> tuple[str, tuple]:
+    """"gaussian:20:50" -> "gaussian", (20.0, 50.0); without numbers, the usual ones. Raises
+    ValueError for an unknown name, or strengths that make no sense."""
+    name, *words = entry.strip().split(":")
+    if name not in KINDS:
+        raise ValueError(f"there is no noise {name!r}, only {', '.join(KINDS)}")
+    kind = KINDS[name]
+    if not words:
+        return name, kind.usual
+    if not kind.usual:
+        raise ValueError(f"noise {entry}: {name} has no strength")
+    number = type(kind.usual[0])
+    try:
+        strengths = tuple(number(word) for word in words)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"noise {entry}: strengths are numbers of type {number.__name__}, "
+                         f"such as {name}:{':'.join(map(str, kind.usual))}") from None
+    lowest, highest = kind.limits
+    if not all(lowest <= strength <= highest for strength in strengths):
+        raise ValueError(f"noise {entry}: {kind.unit} must be from {lowest} to {highest}")
+    if number is Fraction:
+        if max(max(part.as_integer_ratio()) for part in strengths) > 100:
+            raise ValueError(f"noise {entry}: take fractions of small numbers, such as 3/4")
+    elif len(strengths) > 2 or strengths[0] > strengths[-1]:
+        raise ValueError(f"noise {entry}: give one strength, or the lowest and the highest")
+    return name, strengths
+
+
 class NoiseLayer:
-    """Draws a change for a batch and applies it. Raises ValueError for an unknown name, or a strength out of its range;
-    TorchaudioError where the pool has resample and torchaudio cannot be loaded."""
+    """Draws a kind of noise for a batch, and applies it.
 
-    def __init__(self, pool: list[str], sample_rate: int, **strengths):
-        self.pool, self.rate, self.strengths = pool, sample_rate, STRENGTHS | strengths
-        for name in pool:
-            if name not in self.kinds:
-                raise ValueError(f"there is no noise {name!r}, only {', '.join(self.kinds)}")
-        for name, allowed in {"dropout": (0, 1), "bits": (2, 16), "cutoff": (1, float("inf"))}.items():
-            low, high = self.strengths[name]
-            if not allowed[0] <= low <= high <= allowed[1]:
-                raise ValueError(f"noise {name} must rise from {allowed[0]} to {allowed[1]} at most, not {low:g} {high:g}")
-        for part in self.strengths["rates"]:
-            if not 0 < Fraction(part) or Fraction(part).denominator > 100 or Fraction(part).numerator > 100:
-                raise ValueError(f"noise rate {part} must be a fraction of small numbers, such as 3/4")
-        if "resample" in pool:
+    pool: "NAME[:LOW[:HIGH]],...", or "resample:PART:..."; without strengths, the usual ones
+    Raises ValueError as `read_strengths`; TorchaudioError where the pool has resample and
+    torchaudio cannot be loaded.
+    """
+
+    def __init__(self, pool: str, sample_rate: int):
+        self.pool = [read_strengths(entry) for entry in pool.split(",")]
+        self.rate = sample_rate
+        if "resample" in dict(self.pool):
             lazy_torchaudio.load()  # a fault is told now, not in the middle of the training
-
-    kinds = {  # (x, what draws numbers like x, what draws a strength, rate in Hz) -> what is left of x
-        "identity": lambda x, draw, strength, rate: x,
-        "gaussian": lambda x, draw, strength, rate: gaussian(x, draw(torch.randn), strength("snr")),
-        "speckle": lambda x, draw, strength, rate: speckle(x, draw(torch.randn), strength("snr")),
-        "resample": lambda x, draw, strength, rate: resample(x, strength("rates")),
-        "lowpass": lambda x, draw, strength, rate: low_pass(x, strength("cutoff") / rate),
-        "quantize": lambda x, draw, strength, rate: quantize(x, strength("bits")),
-        "dropout": lambda x, draw, strength, rate: dropout(x, draw(torch.rand), strength("dropout")),
-        "gain": lambda x, draw, strength, rate: gain(x, strength("gain")),
-    }
 
     def __call__(self, x: Tensor, batch_seed: int, item_seeds: list[int]) -> Tensor:
         """x [B, T] in float32, a seed for the batch and one for each item -> [B, T]."""
         rng = random.Random(batch_seed)
-        name = rng.choice(self.pool)
+        name, strengths = rng.choice(self.pool)
+        if not strengths:
+            strength = None
+        elif isinstance(strengths[0], Fraction):
+            strength = rng.choice(strengths)
+        elif isinstance(strengths[0], int):
+            strength = rng.randint(strengths[0], strengths[-1])
+        else:
+            strength = rng.uniform(strengths[0], strengths[-1])
 
-        def strength(of):
-            choices = self.strengths[of]
-            return rng.choice(choices) if of == "rates" else rng.randint(*choices) if of == "bits" else rng.uniform(*choices)
+        def draw(function):
+            return draw_items(function, item_seeds, x.shape[1:], x.device)
 
-        def draw(kind):
-            return draw_items(kind, item_seeds, x.shape[1:]).to(x)
-
-        return self.kinds[name](x, draw, strength, self.rate)
+        return KINDS[name].change(x, strength, draw, self.rate)
 
 
-def draw_items(kind, seeds: list[int], shape) -> Tensor:
+def draw_items(function, seeds: list[int], shape, device="cpu") -> Tensor:
     """Random numbers [B, *shape] of torch.randn or torch.rand, each item's from its own seed."""
-    return torch.stack([kind(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    items = [function(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(items).to(device, non_blocking=True)
+
+
+def seeds_of(seed: int, numbers: list[int], purpose: str) -> list[int]:
+    """A seed for each of the numbered pairs or batches of a run, and for one purpose."""
+    place = ("noise", "z", "settings", "batch").index(purpose)
+    return [4 * (1_000_003 * seed + number) + place for number in numbers]

@@ -1,4 +1,5 @@
-"""The noise layer does what its flags say, lets the gradient through, and does not depend on how a batch is split."""
+"""The noise layer does what its flags say, lets the gradient through, and does not depend on how a
+batch is split."""
 
 import math
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 
 import noise
-from noise import NoiseLayer
+from noise import KINDS, NoiseLayer
 
 RATE = 16000
 
@@ -15,17 +16,18 @@ def sound(items=3, samples=8000):
     """[B, T] with speech's slope of its spectrum."""
     white = torch.randn(items, samples, generator=torch.Generator().manual_seed(99))
     spectrum = torch.fft.rfft(white)
-    return 0.1 * torch.nn.functional.normalize(torch.fft.irfft(spectrum / (1 + torch.arange(spectrum.shape[1]) / 300), samples), dim=1) * samples ** 0.5
+    x = torch.fft.irfft(spectrum / (1 + torch.arange(spectrum.shape[1]) / 300), samples)
+    return 0.1 * torch.nn.functional.normalize(x, dim=1) * samples ** 0.5
 
 
 def snr(x, y):
     return 10 * torch.log10(x.square().sum(1) / (x - y).square().sum(1))
 
 
-@pytest.mark.parametrize("name", NoiseLayer.kinds)
+@pytest.mark.parametrize("name", KINDS)
 def test_gradient_split_and_seed(name):
     x = sound().requires_grad_()
-    layer = NoiseLayer([name], RATE)
+    layer = NoiseLayer(name, RATE)
     y = layer(x, 7, [1, 2, 3])
     assert y.shape == x.shape
     gradient, = torch.autograd.grad(y.square().sum(), x)
@@ -40,37 +42,58 @@ def test_gradient_split_and_seed(name):
 @pytest.mark.parametrize("name", ["gaussian", "speckle"])
 def test_noise_has_its_level(name):
     x = sound()
-    assert (snr(x, NoiseLayer([name], RATE, snr=(30, 30))(x, 0, [1, 2, 3])) - 30).abs().max() < 0.5
+    assert (snr(x, NoiseLayer(f"{name}:30", RATE)(x, 0, [1, 2, 3])) - 30).abs().max() < 0.5
 
 
 def test_spectral_changes_keep_what_lies_below():
     n = torch.arange(8000) / RATE
     low, high = (torch.sin(2 * math.pi * hertz * n)[None] for hertz in (500, 7000))
-    for layer in (NoiseLayer(["lowpass"], RATE, cutoff=(4000, 4000)), NoiseLayer(["resample"], RATE, rates=["1/2"])):
+    for layer in (NoiseLayer("lowpass:4000", RATE), NoiseLayer("resample:1/2", RATE)):
         y = layer(low + high, 0, [0])
         assert snr(low[:, 500:-500], y[:, 500:-500]).item() > 40
 
 
 def test_levels_and_losses():
     x = sound()
-    assert torch.allclose(NoiseLayer(["gain"], RATE, gain=(-6, -6))(x, 0, [0, 1, 2]), x * 10 ** -0.3)
-    eight = NoiseLayer(["quantize"], RATE, bits=(8, 8))(x, 0, [0, 1, 2])
-    assert torch.equal(eight * 128, (eight * 128).round()) and (eight - x).abs().max() <= 1 / 256 + 1e-6
+    assert torch.allclose(NoiseLayer("gain:-6", RATE)(x, 0, [0, 1, 2]), x * 10 ** -0.3)
+    eight = NoiseLayer("quantize:8:8", RATE)(x, 0, [0, 1, 2])
+    assert torch.equal(eight * 128, (eight * 128).round())
+    assert (eight - x).abs().max() <= 1 / 256 + 1e-6
     assert noise.quantize(torch.tensor([1.5, -1.5]), 16).tolist() == [32767 / 32768, -1]
-    lost = NoiseLayer(["dropout"], RATE, dropout=(0.1, 0.1))(x, 0, [0, 1, 2])
-    assert abs((lost == 0).float().mean().item() - 0.1) < 0.02 and torch.equal(lost[lost != 0], x[lost != 0])
+    lost = NoiseLayer("dropout:0.1", RATE)(x, 0, [0, 1, 2])
+    assert abs((lost == 0).float().mean().item() - 0.1) < 0.02
+    assert torch.equal(lost[lost != 0], x[lost != 0])
 
 
 def test_every_kind_is_drawn():
-    x, layer = sound(1), NoiseLayer(["identity", "gain"], RATE, gain=(-1, -1))
+    x, layer = sound(1), NoiseLayer("identity,gain:-1", RATE)
     same = [torch.equal(layer(x, seed, [0]), x) for seed in range(100)]
     assert 25 < sum(same) < 75
 
 
-@pytest.mark.parametrize("pool, strengths, message", [
-    (["gaussian", "echos"], {}, "no noise 'echos'"), (["dropout"], {"dropout": (0.5, 1.5)}, "dropout"),
-    (["quantize"], {"bits": (8, 4)}, "bits"), (["resample"], {"rates": ["14411/16000"]}, "14411/16000"),
-    (["resample"], {"rates": ["half"]}, "half")])
-def test_what_makes_no_sense_is_refused(pool, strengths, message):
-    with pytest.raises(ValueError, match=message):
-        NoiseLayer(pool, RATE, **strengths)
+def test_strengths_are_drawn_from_what_is_asked_for():
+    x = sound(1)
+    found = {round((y.norm() / x.norm()).log10().item() * 20)
+             for seed in range(200) for y in [NoiseLayer("gain:-2:3", RATE)(x, seed, [0])]}
+    assert found == {-2, -1, 0, 1, 2, 3}
+    two = {round(snr(x, NoiseLayer("gaussian:20,gaussian:40", RATE)(x, seed, [0])).item(), -1)
+           for seed in range(20)}
+    assert two == {20, 40}, "each entry has its own strength"
+    parts = [noise.resample(x, part) for part in ("1/2", "3/4")]
+    for seed in range(20):
+        y = NoiseLayer("resample:1/2:3/4", RATE)(x, seed, [0])
+        assert any(torch.equal(y, part) for part in parts)
+
+
+@pytest.mark.parametrize("pool, message", [
+    ("gaussian,echos", "no noise 'echos'"), ("", "no noise ''"), ("identity:3", "no strength"),
+    ("dropout:0.5:1.5", "from 0 to 1"), ("quantize:8:4", "lowest and the highest"),
+    ("quantize:8.5", "type int"), ("gaussian:loud", "type float"), ("gaussian:nan", "from -20"),
+    ("gaussian:1:2:3", "lowest and the highest"), ("resample:14411/16000", "small numbers"),
+    ("resample:half", "type Fraction"), ("resample:1/0", "type Fraction"),
+    ("resample:0", "from 1/100"), ("gain:", "type float")])
+def test_what_makes_no_sense_is_refused(pool, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        NoiseLayer(pool, RATE)
+    assert pool.split(",")[-1].split(":")[0] in str(caught.value)
+    assert "\n" not in str(caught.value)
