@@ -18,10 +18,15 @@ from discriminator import (
 from helpers import buzz, same
 
 FIVE = (1024, 2048, 512, 256, 128)
-SHAPES = {1024: (90, 65), 2048: (43, 129), 512: (184, 33), 256: (372, 17), 128: (747, 9)}  # of logits, 1 s at 24 kHz
+SHAPES = {  # of logits, 1 s at 24 kHz
+    1024: (90, 65), 2048: (43, 129), 512: (184, 33), 256: (372, 17), 128: (747, 9)}
 LAYERS = {  # strides, dilations and paddings in (time, frequency)
-    "convs.0": ((1, 1), (1, 1), (1, 4)), "convs.1": ((1, 2), (1, 1), (1, 4)), "convs.2": ((1, 2), (2, 1), (2, 4)),
-    "convs.3": ((1, 2), (4, 1), (4, 4)), "convs.4": ((1, 1), (1, 1), (1, 1)), "conv_post": ((1, 1), (1, 1), (1, 1)),
+    "convs.0": ((1, 1), (1, 1), (1, 4)),
+    "convs.1": ((1, 2), (1, 1), (1, 4)),
+    "convs.2": ((1, 2), (2, 1), (2, 4)),
+    "convs.3": ((1, 2), (4, 1), (4, 4)),
+    "convs.4": ((1, 1), (1, 1), (1, 1)),
+    "conv_post": ((1, 1), (1, 1), (1, 1)),
 }
 
 
@@ -32,7 +37,9 @@ def old_state(network, seed=0):
     for name, value in network.state_dict().items():
         name = re.sub(r"parametrizations\.weight\.original0$", "weight_g", name)
         name = re.sub(r"parametrizations\.weight\.original1$", "weight_v", name)
-        state[name] = value if name.endswith("window") else 0.1 * torch.randn(value.shape, generator=generator)
+        if not name.endswith("window"):
+            value = 0.1 * torch.randn(value.shape, generator=generator)
+        state[name] = value
     return state
 
 
@@ -47,7 +54,8 @@ def by_hand(x, state, n_fft, slope):
             weight = state[f"{name}.conv.weight"]
         else:
             weight = state[f"{name}.conv.weight_v"]
-            weight = weight * state[f"{name}.conv.weight_g"] / weight.flatten(1).norm(dim=1)[:, None, None, None]
+            norm = weight.flatten(1).norm(dim=1)[:, None, None, None]
+            weight = weight * state[f"{name}.conv.weight_g"] / norm
         x = functional.conv2d(x, weight, state[f"{name}.conv.bias"], stride, padding, dilation)
         if name != "conv_post":
             x = torch.where(x > 0, x, slope * x)
@@ -55,13 +63,15 @@ def by_hand(x, state, n_fft, slope):
     return x, maps
 
 
-@pytest.mark.parametrize("n_ffts, count", [((1024,), 94466), ((1024, 2048, 512), 283398), (FIVE, 472330)])
+@pytest.mark.parametrize("n_ffts, count", [
+    ((1024,), 94466), ((1024, 2048, 512), 283398), (FIVE, 472330)])
 def test_number_of_parameters(n_ffts, count):
     assert sum(p.numel() for p in MultiScaleSTFTDiscriminator(n_ffts).parameters()) == count
 
 
 def test_default_is_encodec():
-    assert [len(scale.spec_transform.window) for scale in MultiScaleSTFTDiscriminator().discriminators] == [1024, 2048, 512]
+    scales = MultiScaleSTFTDiscriminator().discriminators
+    assert [len(scale.spec_transform.window) for scale in scales] == [1024, 2048, 512]
 
 
 def test_shapes():
@@ -70,16 +80,19 @@ def test_shapes():
     assert [x.shape for x in logits] == [(1, 1, *SHAPES[n_fft]) for n_fft in FIVE]
     for n_fft, scale in zip(FIVE, maps):
         bins = n_fft // 2
-        assert [x.shape for x in scale] == [(1, 32, SHAPES[n_fft][0], bins // part + 1) for part in (1, 2, 4, 8, 8)]
+        assert [x.shape for x in scale] == [(1, 32, SHAPES[n_fft][0], bins // part + 1)
+                                            for part in (1, 2, 4, 8, 8)]
 
 
 @pytest.mark.parametrize("channels, slope", [(1, 0.2), (2, 0.3)])
 def test_state_dict_of_the_originals(channels, slope):
     network = MultiScaleSTFTDiscriminator((256, 128), filters=4, channels=channels, slope=slope)
     old = old_state(network)
-    assert {name for name in old if name.startswith("discriminators.1.")} == {
-        "discriminators.1.spec_transform.window", "discriminators.1.convs.0.conv.weight", "discriminators.1.convs.0.conv.bias",
-        *(f"discriminators.1.{layer}.conv.{part}" for layer in list(LAYERS)[1:] for part in ("bias", "weight_g", "weight_v"))}
+    second = "discriminators.1."
+    assert {name.removeprefix(second) for name in old if name.startswith(second)} == {
+        "spec_transform.window", "convs.0.conv.weight", "convs.0.conv.bias",
+        *(f"{layer}.conv.{part}" for layer in list(LAYERS)[1:]
+          for part in ("bias", "weight_g", "weight_v"))}
     new = copy.deepcopy(network)
     network.load_state_dict(old.copy(), strict=True)
     x = buzz(2, 3000).reshape(2 // channels, channels, -1)
@@ -87,7 +100,8 @@ def test_state_dict_of_the_originals(channels, slope):
         logits, maps = network(x)
         for i, n_fft in enumerate((256, 128)):
             start = f"discriminators.{i}."
-            state = {name.removeprefix(start): value for name, value in old.items() if name.startswith(start)}
+            state = {name.removeprefix(start): value for name, value in old.items()
+                     if name.startswith(start)}
             expected, expected_maps = by_hand(x, state, n_fft, slope)
             same([logits[i], *maps[i]], [expected, *expected_maps])
             alone = STFTDiscriminator(n_fft, 4, channels, slope)
@@ -123,12 +137,15 @@ def test_shortest_input():
 
 
 def test_losses_by_hand():
-    real, fake = [torch.tensor([2.0, 0.0]), torch.tensor([0.5])], [torch.tensor([-3.0, 1.0]), torch.tensor([0.0])]
+    real = [torch.tensor([2.0, 0.0]), torch.tensor([0.5])]
+    fake = [torch.tensor([-3.0, 1.0]), torch.tensor([0.0])]
     assert discriminator_loss(real, fake).item() == ((0.5 + 1.0) + (0.5 + 1.0)) / 2
     assert generator_loss(fake).item() == (1.0 + 0.0) / 2
-    maps = [[torch.tensor([1.0, 2.0]), torch.tensor([0.0])], [torch.tensor([4.0]), torch.tensor([1.0, 1.0])]]
-    other = [[torch.tensor([1.0, 0.0]), torch.tensor([3.0])], [torch.tensor([4.0]), torch.tensor([1.0, 1.0])]]
-    assert feature_matching_loss(maps, other).item() == (1 + 3 + 0 + 0) / 4, "each map counts the same, whatever its size"
+    second = [torch.tensor([4.0]), torch.tensor([1.0, 1.0])]
+    maps = [[torch.tensor([1.0, 2.0]), torch.tensor([0.0])], second]
+    other = [[torch.tensor([1.0, 0.0]), torch.tensor([3.0])], second]
+    matching = feature_matching_loss(maps, other).item()
+    assert matching == (1 + 3 + 0 + 0) / 4, "each map counts the same, whatever its size"
 
 
 def test_feature_matching():
@@ -146,12 +163,13 @@ def test_autocast():
     x = buzz(2, 4000)[:, None].requires_grad_()
     spectra = []
     for scale in network.discriminators:
-        scale.spec_transform.register_forward_hook(lambda module, inputs, output: spectra.append(output.dtype))
+        scale.spec_transform.register_forward_hook(
+            lambda module, inputs, output: spectra.append(output.dtype))
     exact, exact_maps = network(x)
     with torch.autocast("cpu", torch.bfloat16):
         logits, maps = network(x.bfloat16())
     assert spectra == [torch.complex64] * 4
-    assert {y.dtype for y in logits} == {torch.bfloat16} and {y.dtype for scale in maps for y in scale} == {torch.bfloat16}
+    assert {y.dtype for scale in [logits, *maps] for y in scale} == {torch.bfloat16}
     for a, b in zip([*exact, *exact_maps[0]], [*logits, *maps[0]]):
         assert (a - b.float()).norm() < 0.03 * a.norm()
     loss = generator_loss(logits) + feature_matching_loss(exact_maps, maps)
@@ -180,4 +198,4 @@ def test_it_learns_to_tell_apart():
         real, fake = pair(1000)
     assert losses[0] > 1.9 and discriminator_loss(real, fake) < 1, losses
     for a, b in zip(real, fake):
-        assert a.mean((1, 2, 3)).min() > b.mean((1, 2, 3)).max(), "every fake of a new batch is told from every real one"
+        assert a.mean((1, 2, 3)).min() > b.mean((1, 2, 3)).max(), "of a new batch, all are told apart"
