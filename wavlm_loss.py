@@ -3,9 +3,10 @@
     loss = WavLMLoss("bshall/knn-vc", sample_rate=24000, device="cuda")
     loss(reference, estimate).backward()
 
-WavLM (Chen et al. 2022, arXiv 2110.13900) comes from torch.hub, which keeps what it has downloaded in torch.hub.get_dir(), and
-stays frozen. Distances of its hidden states are in use elsewhere: L1 over all layers in StyleTTS 2 (Li et al. 2023, arXiv
-2306.07691), cosine at layer 6 in kNN-VC (Baas et al. 2023, arXiv 2305.18975).
+WavLM (Chen et al. 2022, arXiv 2110.13900) comes from torch.hub, which keeps what it has downloaded
+in torch.hub.get_dir(), and stays frozen. Distances of its hidden states are in use elsewhere: L1 over
+all layers in StyleTTS 2 (Li et al. 2023, arXiv 2306.07691), cosine at layer 6 in kNN-VC (Baas et
+al. 2023, arXiv 2305.18975).
 
 Shapes: B batch, T samples, N frames of 20 ms, D dimensions of a hidden state.
 """
@@ -39,69 +40,86 @@ def load_teacher(source: str, device: str) -> nn.Module:
     if bundle and name not in BUNDLES:
         raise ValueError(f"{source}: torchaudio has {', '.join(BUNDLES)}")
     if not (local or bundle or re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w./-]+)?", source)):
-        raise ValueError(f"{source} is not a folder, not owner/repo or owner/repo:ref, and not torchaudio/NAME")
+        raise ValueError(f"{source} is not a folder, not owner/repo or owner/repo:ref, and not "
+                         "torchaudio/NAME")
     pipelines = lazy_torchaudio.load().pipelines if bundle else None
     try:
         if bundle:
-            return getattr(pipelines, name).get_model(dl_kwargs=dict(weights_only=True, map_location="cpu"))
-        return torch.hub.load(source, "wavlm_large", source="local" if local else "github", trust_repo=True,
-                              pretrained=True, progress=True, device=str(device))
+            options = dict(weights_only=True, map_location="cpu")
+            return getattr(pipelines, name).get_model(dl_kwargs=options)
+        return torch.hub.load(source, "wavlm_large", source="local" if local else "github",
+                              trust_repo=True, pretrained=True, progress=True, device=str(device))
     except Exception as error:  # a hubconf.py may raise anything
         try:
             lazy_torchaudio.load()  # many a hubconf.py imports it
             broken = ""
         except lazy_torchaudio.TorchaudioError as fault:
             broken = f"; {fault}"
-        tried = "torchaudio's weights" if bundle else f"entry wavlm_large of the {'folder' if local else 'GitHub repository'}"
+        tried = "torchaudio's weights"
+        if not bundle:
+            tried = f"entry wavlm_large of the {'folder' if local else 'GitHub repository'}"
         raise RuntimeError(
             f"no WavLM from {source} ({tried}, with torch.hub's cache {torch.hub.get_dir()}): "
-            f"{type(error).__name__}: {' '.join(str(error).split())}; run once with a network, point torch.hub.set_dir at a "
-            "cache that has it, or give a folder whose hubconf.py has wavlm_large(pretrained, progress, device)"
-            f"{broken}") from error
+            f"{type(error).__name__}: {' '.join(str(error).split())}; run once with a network, "
+            "point torch.hub.set_dir at a cache that has it, or give a folder whose hubconf.py has "
+            f"wavlm_large(pretrained, progress, device){broken}") from error
 
 
 class WavLMLoss:
     """loss(reference [B, T], estimate [B, T]) -> scalar, 0 where WavLM hears no difference.
 
-    source: "owner/repo" or "owner/repo:ref" on GitHub, or a folder, with an entry wavlm_large(pretrained, progress, device) in
-        its hubconf.py that returns WavLM as in microsoft/unilm or torchaudio; or "torchaudio/" and a name from BUNDLES
-    layers: numbers of the transformer's layers whose outputs are compared, from 1; by default all, or 6 for cosine
-    distance: of two hidden states: "l1" or "l2", the mean absolute or squared difference; "cosine", 1 less the cosine, 0 to 2
+    source: "owner/repo" or "owner/repo:ref" on GitHub, or a folder, with an entry
+        wavlm_large(pretrained, progress, device) in its hubconf.py that returns WavLM as in
+        microsoft/unilm or torchaudio; or "torchaudio/" and a name from BUNDLES
+    layers: numbers of the transformer's layers whose outputs are compared, from 1; by default all,
+        or 6 for cosine
+    distance: of two hidden states: "l1" or "l2", the mean absolute or squared difference; "cosine",
+        1 less the cosine, 0 to 2
     sample_rate: of the waveforms in Hz
     device: of the waveforms
 
-    Raises ValueError for an unknown source, distance or layer, RuntimeError where WavLM cannot be had.
-    Not a module: a model that holds one has neither its weights in the state dict nor its parameters to train.
+    Raises ValueError for an unknown source, distance or layer, RuntimeError where WavLM cannot be
+    had.
+    Not a module: a model that holds one has neither its weights in the state dict nor its
+    parameters to train.
     """
 
-    def __init__(self, source: str = "bshall/knn-vc", layers=None, distance: str = "l1", sample_rate: int = RATE, device="cpu"):
+    def __init__(self, source: str = "bshall/knn-vc", layers=None, distance: str = "l1",
+                 sample_rate: int = RATE, device="cpu"):
         if distance not in DISTANCES:
             raise ValueError(f"there is no distance {distance!r}, only {', '.join(DISTANCES)}")
         self.distance, self.sample_rate = DISTANCES[distance], sample_rate
         if sample_rate != RATE:
             lazy_torchaudio.load()  # a fault is told now, not in the middle of the training
         teacher = load_teacher(source, device)
-        if hasattr(teacher, "normalize_waveform"):  # torchaudio's wrapper, which normalises over the whole batch
+        if hasattr(teacher, "normalize_waveform"):  # torchaudio's wrapper: it normalises a batch
             teacher = teacher.model
         accepted = inspect.signature(getattr(teacher, "extract_features", lambda: None)).parameters
         self.unilm = "ret_layer_results" in accepted
         if not self.unilm and "num_layers" not in accepted:
-            raise RuntimeError(f"{source} gave a {type(teacher).__name__}, not WavLM as in microsoft/unilm or torchaudio")
+            raise RuntimeError(f"{source} gave a {type(teacher).__name__}, not WavLM as in "
+                               "microsoft/unilm or torchaudio")
         self.teacher = teacher.float().to(device).eval().requires_grad_(False)
-        if hasattr(teacher.encoder, "pos_conv"):  # x += pos_conv(x) would overwrite what the conv's backward needs
-            teacher.encoder.pos_conv.register_forward_pre_hook(lambda module, inputs: (inputs[0].clone(),))
-        teacher.feature_grad_mult = 1.0  # unilm's; in pretraining it damped the gradient that we are after
-        # Large was trained on waveforms of unit variance; Base on raw ones, and its first conv has a group norm instead
-        self.normalised = not any(isinstance(module, nn.GroupNorm) for module in teacher.feature_extractor.modules())
+        if hasattr(teacher.encoder, "pos_conv"):
+            # x += pos_conv(x) would overwrite what the conv's backward needs
+            teacher.encoder.pos_conv.register_forward_pre_hook(
+                lambda module, inputs: (inputs[0].clone(),))
+        teacher.feature_grad_mult = 1.0  # unilm's; pretraining damped the gradient we are after
+        # Large was trained on waveforms of unit variance; Base on raw ones, and its first conv has
+        # a group norm instead
+        layers_of_features = list(teacher.feature_extractor.modules())
+        self.normalised = not any(isinstance(layer, nn.GroupNorm) for layer in layers_of_features)
 
         count = len(getattr(teacher.encoder, "transformer", teacher.encoder).layers)
         if layers is None:
             layers = (min(6, count),) if distance == "cosine" else range(1, count + 1)
         self.layers = tuple(layers)
         if not self.layers or not set(self.layers) <= set(range(1, count + 1)):
-            raise ValueError(f"WavLM from {source} has layers 1 to {count}, not {', '.join(map(str, self.layers)) or 'none'}")
+            raise ValueError(f"WavLM from {source} has layers 1 to {count}, not "
+                             f"{', '.join(map(str, self.layers)) or 'none'}")
         self.shortest = 1
-        for layer in reversed([layer for layer in teacher.feature_extractor.modules() if isinstance(layer, nn.Conv1d)]):
+        convs = [layer for layer in layers_of_features if isinstance(layer, nn.Conv1d)]
+        for layer in reversed(convs):
             self.shortest = (self.shortest - 1) * layer.stride[0] + layer.kernel_size[0]
         self.shortest = max(self.shortest, SHORTEST)
 
@@ -111,24 +129,33 @@ class WavLMLoss:
             x = functional.layer_norm(x, x.shape[1:])
         x = functional.pad(x, (0, max(0, self.shortest - x.shape[1])))
         if self.unilm:
-            (_, states), _ = self.teacher.extract_features(x, output_layer=max(self.layers), ret_layer_results=True)
-            states = [state.transpose(0, 1) for state, _ in states[1:]]  # [N, B, D]; the first is what the first layer gets
+            (_, states), _ = self.teacher.extract_features(x, output_layer=max(self.layers),
+                                                           ret_layer_results=True)
+            # [N, B, D]; the first is what the first layer gets
+            states = [state.transpose(0, 1) for state, _ in states[1:]]
         else:
             states, _ = self.teacher.extract_features(x, num_layers=max(self.layers))
         return [states[number - 1] for number in self.layers]
 
     def __call__(self, reference: Tensor, estimate: Tensor) -> Tensor:
-        """reference, estimate [B, T] of any float type, full scale 1 -> the mean over layers and items, float32. Items of which
-        either is silent don't count; where all are, the loss is 0. The gradient reaches the estimate only."""
+        """reference, estimate [B, T] of any float type, full scale 1 -> the mean over layers and
+        items, float32. Items of which either is silent don't count; where all are, the loss is 0.
+        The gradient reaches the estimate only."""
         if reference.shape != estimate.shape or estimate.ndim != 2:
-            raise ValueError(f"WavLMLoss takes two [B, T] of one shape, not {list(reference.shape)} and {list(estimate.shape)}")
+            raise ValueError(f"WavLMLoss takes two [B, T] of one shape, not "
+                             f"{list(reference.shape)} and {list(estimate.shape)}")
         with torch.autocast(estimate.device.type, enabled=False):
             reference, estimate = (lazy_torchaudio.resample(x.float(), self.sample_rate, RATE)
                                    for x in (reference, estimate))
             quieter = torch.minimum(reference.square().mean(1), estimate.square().mean(1))
             heard = ~(quieter < SILENCE)  # NaN is heard, and shown
-            if not heard.any():
-                return 0 * estimate.sum()
+            # Something else is heard in the place of silence, and not counted: to pick items would
+            # make the device wait for the host.
+            tone = torch.sin(0.3 * torch.arange(reference.shape[1], device=reference.device))
+            reference, estimate = (torch.where(heard[:, None], x, tone)
+                                   for x in (reference, estimate))
             with torch.no_grad():
-                targets = self.hidden(reference[heard])
-            return torch.stack(list(map(self.distance, targets, self.hidden(estimate[heard])))).mean()
+                targets = self.hidden(reference)
+            distances = torch.stack(list(map(self.distance, targets, self.hidden(estimate))))
+            count = heard.sum().clamp_min(1)
+            return torch.where(heard, distances.mean(0), 0).sum() / count
