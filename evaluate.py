@@ -44,10 +44,10 @@ import sound
 import stego
 import wavinwav
 from cells import LatticeCoupling
+from data import SILENCE, find_audio, read_crop
 from lattice import STEGO_SNR
 from lazy_torchaudio import TorchaudioError, resample
 from sound import StegoError
-from train import SILENCE, find_audio
 from wavinwav import lapped, unlapped
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -66,18 +66,17 @@ def draw_pairs(files, count, seed, rate):
     def draw(seconds, other=None):
         for _ in range(1000):
             path, frames, own_rate = rng.choice(files)
-            count = math.ceil(seconds * own_rate)
-            start = rng.randrange(frames - count + 1) if frames / own_rate > seconds else 0
-            x = torch.from_numpy(soundfile.read(path, count, start, dtype="float32", always_2d=True)[0].mean(1))
+            x = read_crop(path, rng, round(seconds * rate), rate)
+            x = x[:math.ceil(frames * rate / own_rate)]  # without the zeros after a shorter file
             if path != other and x.square().mean() > SILENCE:
-                return resample(x, own_rate, rate), path
+                return x, path
         sys.exit("there are fewer than 2 audio files that are not silent")
 
     for _ in range(count):
         seconds = rng.uniform(3, 5)
         cover, path = draw(seconds)
         secret, _ = draw(seconds, path)
-        length = min(len(cover), len(secret), round(seconds * rate))
+        length = min(len(cover), len(secret))
         yield cover[:length], secret[:length]
 
 
