@@ -6,6 +6,7 @@ Shapes: B pairs of a batch, T samples, N crops.
 import torch
 from torch import nn
 
+import lattice
 import noise
 import wavinwav
 
@@ -14,8 +15,8 @@ FULL_SCALE = 32768  # of 16-bit PCM
 
 def draw_steps(secrets, uniform_step, uniform_shaping):
     """Settings for secrets [N, T] in PCM units, from uniform numbers [N]: steps 10 to 65 dB below
-    their levels, and how far these follow the signal; integers [N] each, as Lattice.forward takes
-    them."""
+    their levels, and how far these follow the signal; integers [N] each, as Quantiser.forward
+    takes them."""
     level = 0.5 * torch.log2(secrets.square().mean(1))
     shaping = (256 * (1.4 * uniform_shaping - 0.4).clamp_min(0)).long()  # a third has none
     step = 64 * (level - (10 + 55 * uniform_step) / 6.02) - 0.75 * shaping
@@ -39,7 +40,7 @@ class LatticeObjective(nn.Module):
     scores, validation = [], ["val_bits"]
     no_use_for = {"w_stego", "w_cover", "w_secret", "w_z", "wave", "stft", "snr", "snr_ceiling",
                   "wavlm_weight", "adversarial", "noise", "robust_from"}
-    build, load = staticmethod(wavinwav.build), staticmethod(wavinwav.load)
+    build, load = staticmethod(lattice.Lattice), staticmethod(lattice.load)
 
     def __init__(self, model, args, device, amp):
         super().__init__()
@@ -50,7 +51,7 @@ class LatticeObjective(nn.Module):
         """Measure the long-term level of each band, which is known before the first frame."""
         coefficients = wavinwav.lapped(self.sample(pairs), self.model.config.bands)
         level = coefficients.square().mean((0, 2)).sqrt().clamp_min(1e-6)
-        self.model.level.copy_((8 * torch.log2(FULL_SCALE * level)).floor())
+        self.model.quantiser.level.copy_((8 * torch.log2(FULL_SCALE * level)).floor())
 
     def sample(self, pairs):
         if self.crops is None:
@@ -71,7 +72,7 @@ class LatticeObjective(nn.Module):
     @torch.no_grad()
     def before_validation(self, pairs):
         """Count the coder's tables. The coder runs on the CPU."""
-        device = self.model.level.device
+        device = self.model.quantiser.level.device
         self.model.cpu().measure(table_settings(self.sample(pairs)))
         self.model.to(device)
 
@@ -85,8 +86,8 @@ class LatticeObjective(nn.Module):
             secrets = FULL_SCALE * torch.cat([cover, secret])
             coefficients = self.model.analyse(secrets, self.model.config.bands)
             for step, shaping in ((64, 0), (192, 0), (320, 100), (384, 200)):
-                classes, integers, _ = self.model.quantise(coefficients, step, shaping)
-                bits = self.model.cost(classes, integers).mean().item()
+                classes, integers, _ = self.model.quantiser.quantise(coefficients, step, shaping)
+                bits = self.model.coder.cost(classes, integers).mean().item()
                 totals += torch.tensor([bits * len(secrets), len(secrets)])
         self.model.to(device)
         return totals

@@ -77,7 +77,7 @@ class AffineObjective(nn.Module):
     scores = ["stego_snr", "secret_snr"]  # what `forward` measures
     validation = ["val_stego_snr", "val_secret_snr"]  # what `validate` measures
     no_use_for = set()  # flags
-    build, load = staticmethod(wavinwav.build), staticmethod(wavinwav.load)
+    build, load = staticmethod(wavinwav.WavINN), staticmethod(wavinwav.load)
 
     def __init__(self, model, args, device, amp):
         super().__init__()
@@ -108,7 +108,7 @@ class AffineObjective(nn.Module):
         state = model.state_dict()
         copies = {f"robust_{name}": value for name, value in state.items()
                   if name.startswith("blocks.")}
-        result = wavinwav.build(replace(model.config, robust=True))
+        result = wavinwav.WavINN(replace(model.config, robust=True))
         result.load_state_dict(copies | state)
         return result
 

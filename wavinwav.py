@@ -22,7 +22,7 @@ import functools
 import math
 import os
 import random
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -487,15 +487,6 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> WavINN:
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} holds a model that does not fit its own description") from error
     return model.to(device).eval()
-
-
-def altered(model: "WavINN", **changes) -> "WavINN":
-    """An affine model with its weights, and other values of `shift` or `robust` in its config: a new second stack begins as a
-    copy of the first. Raises ValueError for values that make no sense."""
-    result, state = WavINN(replace(model.config, **changes)), model.state_dict()
-    copies = {f"robust_{name}": value for name, value in state.items() if name.startswith("blocks.")}
-    result.load_state_dict((copies if result.config.robust else {}) | state)
-    return result
 
 
 def scramble(x: Tensor, key: int | str | bytes, sample_rate: int = 16000) -> Tensor:

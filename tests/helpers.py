@@ -24,12 +24,13 @@ FORMER_HEADER = bytes.fromhex("000000000000000000000000fbcb63938634f8d8aa69ba"
                               "1acd06b0fbef3eea7a61df6ee47e42516c1e3c36")
 
 # train.py's flags for networks and runs of seconds
-TINY = [
-    "--bands", "32", "--swapped", "8", "--growth", "4", "--crop", "0.25", "--batch_size", "2",
-    "--val_pairs", "4", "--log_every", "2", "--val_every", "4", "--save_every", "2",
-    "--warmup", "2", "--no_progress", "--workers", "0", "--device", "cpu"]
-TINY_PAPER = ["--preset", "paper", "--blocks", "2"] + TINY[4:]
-TINY_LATTICE = ["--preset", "lattice"] + TINY[4:]
+QUICK = [
+    "--crop", "0.25", "--batch_size", "2", "--val_pairs", "4", "--log_every", "2",
+    "--val_every", "4", "--save_every", "2", "--warmup", "2", "--no_progress", "--workers", "0",
+    "--device", "cpu"]
+TINY = ["--bands", "96", "--growth", "4", *QUICK]
+TINY_PAPER = ["--preset", "paper", "--blocks", "2", "--growth", "4", *QUICK]
+TINY_LATTICE = ["--preset", "lattice", "--growth", "4", *QUICK]
 
 
 # ---------------------------------------------------------------- sounds
@@ -178,3 +179,11 @@ def weights(path):
     """All numbers of a model file [n]."""
     state = wavinwav.read_checkpoint(path)["state_dict"]
     return torch.cat([value.flatten().double() for value in state.values()])
+
+
+def gradients(path):
+    """Means of the last steps' gradients, as Adam has them: of the network [n], and of the
+    discriminator, if there is one."""
+    training = wavinwav.read_checkpoint(path)["training"]
+    states = [part["optimiser"]["state"] for part in (training, training["adversary"]) if part]
+    return [torch.cat([state[i]["exp_avg"].flatten() for i in sorted(state)]) for state in states]
