@@ -104,7 +104,8 @@ class AffineObjective(nn.Module):
 
     @staticmethod
     def with_second_stack(model):
-        """The model with a copy of its couplings, or of the copy that it has, which is to reveal."""
+        """The model with a second stack that is to reveal: the one that it has, or else a copy of
+        its couplings."""
         state = model.state_dict()
         copies = {f"robust_{name}": value for name, value in state.items()
                   if name.startswith("blocks.")}

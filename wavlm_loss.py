@@ -4,9 +4,9 @@
     loss(reference, estimate).backward()
 
 WavLM (Chen et al. 2022, arXiv 2110.13900) comes from torch.hub, which keeps what it has downloaded
-in torch.hub.get_dir(), and stays frozen. Distances of its hidden states are in use elsewhere: L1 over
-all layers in StyleTTS 2 (Li et al. 2023, arXiv 2306.07691), cosine at layer 6 in kNN-VC (Baas et
-al. 2023, arXiv 2305.18975).
+in torch.hub.get_dir(), and stays frozen. Distances of its hidden states are in use elsewhere: L1
+over all layers in StyleTTS 2 (Li et al. 2023, arXiv 2306.07691), cosine at layer 6 in kNN-VC (Baas
+et al. 2023, arXiv 2305.18975).
 
 Shapes: B batch, T samples, N frames of 20 ms, D dimensions of a hidden state.
 """

@@ -198,4 +198,4 @@ def test_it_learns_to_tell_apart():
         real, fake = pair(1000)
     assert losses[0] > 1.9 and discriminator_loss(real, fake) < 1, losses
     for a, b in zip(real, fake):
-        assert a.mean((1, 2, 3)).min() > b.mean((1, 2, 3)).max(), "of a new batch, all are told apart"
+        assert a.mean((1, 2, 3)).min() > b.mean((1, 2, 3)).max(), "in a new batch too"

@@ -1,5 +1,5 @@
-"""Each objective of train.py in real, short runs: what it changes, resumed after a kill, and in many
-processes."""
+"""Each objective of train.py in real, short runs: what it changes, resumed after a kill, and in
+many processes."""
 
 import contextlib
 import itertools
@@ -186,12 +186,13 @@ def test_discriminator_learns_from_waves_that_are_detached(data, model, tmp_path
 
 
 def test_wavlm_brings_its_distance_down(data, model, hub):
-    """On pairs that stay the same; --wavlm_weight in train.py itself is in the test with everything on."""
+    """On pairs that stay the same; the test with everything on has --wavlm_weight in train.py."""
     flags = ["--data_dir", data, *TINY, "--wavlm_source", hub, "--wavlm_weight", 30, "--snr", 0.1]
     args, _ = train.parse_arguments([str(flag) for flag in flags])
     network = wavinwav.load(model).train()
     objective = AffineObjective(network, args, torch.device("cpu"), contextlib.nullcontext)
-    assert not any("wavlm" in name for name in network.state_dict()), "the teacher stays out of checkpoints"
+    names = network.state_dict()
+    assert not any("wavlm" in name for name in names), "the teacher stays out of checkpoints"
     cover, secret = (voices(2, 0.996, seed) for seed in (30, 40))
     optimiser, found = torch.optim.Adam(network.parameters(), 3e-4), []
     for _ in range(16):
