@@ -203,6 +203,18 @@ def test_bf16_training_runs_on_a_cpu(data, tmp_path):
     assert float(metrics(tmp_path)[-1]["stego_snr"]) > 5
 
 
+def test_fp16_skips_what_overflows(data, tmp_path):
+    """On a CPU too: each step whose scaled gradient is not finite halves the scale, and is none."""
+    flags = ["--data_dir", data, *TINY, "--amp", "fp16", "--adversarial", "--steps", 8]
+    train(*flags, "--out_dir", tmp_path)
+    saved = wavinwav.read_checkpoint(tmp_path / "last.pt")["training"]
+    skipped = int(rows(tmp_path)[-1]["skipped"])
+    assert skipped < 8 and saved["scaler"]["scale"] == 65536 / 2 ** skipped
+    assert {int(state["step"]) for state in saved["optimiser"]["state"].values()} == {8 - skipped}
+    assert saved["adversary"]["scaler"]["scale"] <= 65536
+    assert weights(tmp_path / "last.pt").isfinite().all()
+
+
 def test_accumulation_equals_a_larger_batch(data, tmp_path):
     """In its gradient: weights would hang on last bits, where a gradient is nearly zero."""
     def first_gradient(name, *flags):
