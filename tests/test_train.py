@@ -204,14 +204,14 @@ def test_bf16_training_runs_on_a_cpu(data, tmp_path):
 
 
 def test_fp16_skips_what_overflows(data, tmp_path):
-    """On a CPU too: each step whose scaled gradient is not finite halves the scale, and is none."""
-    flags = ["--data_dir", data, *TINY, "--amp", "fp16", "--adversarial", "--steps", 8]
+    """On a CPU too: each step whose scaled gradient is not finite halves the scale, which begins
+    hundreds of times too high here, and changes nothing else."""
+    flags = ["--data_dir", data, *TINY, "--amp", "fp16", "--crop", 0.1, "--steps", 16]
     train(*flags, "--out_dir", tmp_path)
     saved = wavinwav.read_checkpoint(tmp_path / "last.pt")["training"]
-    skipped = int(rows(tmp_path)[-1]["skipped"])
-    assert skipped < 8 and saved["scaler"]["scale"] == 65536 / 2 ** skipped
-    assert {int(state["step"]) for state in saved["optimiser"]["state"].values()} == {8 - skipped}
-    assert saved["adversary"]["scaler"]["scale"] <= 65536
+    skipped = int(metrics(tmp_path)[-1]["skipped"])
+    assert 0 < skipped < 16 and saved["scaler"]["scale"] == 65536 / 2 ** skipped
+    assert {int(state["step"]) for state in saved["optimiser"]["state"].values()} == {16 - skipped}
     assert weights(tmp_path / "last.pt").isfinite().all()
 
 
@@ -246,14 +246,14 @@ def test_learning_rate(flags, expected):
                          ids=["lapped", "paper", "lattice"])
 def test_cuda(data, tmp_path, preset, amp):
     """fp16 has a GradScaler, which begins too high: some of the first steps may be skipped."""
-    flags = ["--data_dir", data, *preset, "--device", "cuda", "--amp", amp, "--steps", 12]
+    flags = ["--data_dir", data, *preset, "--device", "cuda", "--amp", amp, "--steps", 24]
     train(*flags, "--out_dir", tmp_path)
-    last = metrics(tmp_path)[-1]
-    assert int(last["skipped"]) < (8 if amp == "fp16" else 1)
+    skipped = int(metrics(tmp_path)[-1]["skipped"])
     saved = wavinwav.read_checkpoint(tmp_path / "last.pt")["training"]
-    assert bool(saved["scaler"]) == (amp == "fp16")
-    if amp == "fp16" and int(last["skipped"]):
-        assert saved["scaler"]["scale"] < 65536
+    if amp == "fp16":
+        assert saved["scaler"]["scale"] == 65536 / 2 ** skipped
+    else:
+        assert not saved["scaler"] and skipped == 0
     train("--data_dir", data, *QUICK, "--device", "cuda", "--out_dir", tmp_path, "--resume")
 
 
