@@ -11,6 +11,7 @@ Samples are integer tensors [n] on the CPU, in which two channels take turns.
 import ctypes
 import hashlib
 import os
+import random
 import struct
 import zlib
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ FIELDS = struct.Struct(">4sQQIHB")  # the magic word, and what `Header` has
 NONCE_BYTES, CHECK_BYTES, SEAL_BYTES = 12, 4, 16
 HEADER_BYTES = NONCE_BYTES + FIELDS.size + CHECK_BYTES
 HASHED_AT_ONCE = 1 << 16  # samples
+SEGMENT_SECONDS = 0.02  # what `scramble` permutes
 
 
 class NoSecret(ValueError):
@@ -222,6 +224,32 @@ def verify(read: Callable[[int, int], Tensor], count: int, header: Header, ciphe
     seal.update(bytes_of(layout.cleared(tail)))
     if count > header.samples or layout.read(tail) != seal.digest():
         raise Damaged("it was changed after it was made")
+
+
+def scramble(x: Tensor, key: int | str | bytes, sample_rate: int = 16000) -> Tensor:
+    """Permute the 20 ms segments of [..., T] by a key, section III-D of the paper; a shorter rest
+    stays in place.
+
+    The permutation hides what is said from a listener, not from an analyst: it is no cipher.
+    """
+    return _permute(x, key, sample_rate, invert=False)
+
+
+def unscramble(x: Tensor, key: int | str | bytes, sample_rate: int = 16000) -> Tensor:
+    """Inverse of `scramble` with the same key and rate."""
+    return _permute(x, key, sample_rate, invert=True)
+
+
+def _permute(x: Tensor, key: int | str | bytes, sample_rate: int, invert: bool) -> Tensor:
+    size = max(1, round(SEGMENT_SECONDS * sample_rate))
+    count = x.shape[-1] // size
+    order = list(range(count))
+    random.Random(key).shuffle(order)  # the same in all versions of Python, and on all machines
+    order = torch.tensor(order, dtype=torch.long, device=x.device)
+    if invert:
+        order = order.argsort()
+    segments, rest = x[..., :count * size].unflatten(-1, (count, size)), x[..., count * size:]
+    return torch.cat([segments[..., order, :].flatten(-2), rest], -1)
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> int:

@@ -20,7 +20,7 @@ import math
 import os
 import warnings
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -42,7 +42,7 @@ from cells import (
 from coder import CLASSES, SYMBOLS, TABLES, Coder
 from container import DENSE, Cipher, Damaged, Header
 from quantiser import BATCH, Quantised, Quantiser
-from wavinwav import lapped, read_checkpoint, replacing, unlapped
+from wavinwav import lapped, read_checkpoint, unlapped
 
 STEGO_SNR = 52.0  # dB, unless another is asked for
 BLOCK_FRAMES = 256  # about, in a block, which is decoded without the others
@@ -249,13 +249,6 @@ class Lattice(nn.Module):
         integers = [x for net in self.quantiser.scales for x in net.integers(band, torch.arange(2))]
         return container.fingerprint([*integers, self.quantiser.level, self.coder.frequency])
 
-    def save(self, path: str | os.PathLike, **extra):
-        """Write config and weights (and `extra`, of plain types) to a file that `load` reads. Never
-        half-written."""
-        content = {"wavinwav": 1, "config": asdict(self.config), "state_dict": self.state_dict()}
-        with replacing(path) as temporary:
-            torch.save(content | extra, temporary)
-
     # ------------------------------------------------ a secret as words
 
     def shape_of(self, length: int, bands: int) -> tuple[int, int]:
@@ -439,13 +432,13 @@ class Lattice(nn.Module):
 
 
 def is_lattice(content: dict) -> bool:
-    """Whether `read_checkpoint` gave what `Lattice.save` wrote."""
+    """Whether `read_checkpoint` gave a lattice."""
     config = content.get("config")
     return isinstance(config, dict) and config.get("preset") == "lattice"
 
 
 def load(path: str | os.PathLike) -> Lattice:
-    """The lattice in a file that `Lattice.save` or train.py wrote, ready for hide and reveal.
+    """The lattice in a file that `checkpoint.save` wrote, ready for hide and reveal.
 
     Raises OSError if the file cannot be read, ValueError naming it if it holds no lattice.
     """

@@ -17,8 +17,8 @@ import numpy as np
 import soundfile
 import torch
 
+from checkpoint import replacing
 from lazy_torchaudio import resample
-from wavinwav import replacing
 
 FULL_SCALE = 32768  # of 16-bit PCM: a file's sample n is n / FULL_SCALE in a model
 READ_AT_ONCE = 1 << 15  # samples: what torch works on in one thread, while processes use the cores

@@ -282,7 +282,7 @@ class AffineMethod:
         def work(start):
             x, y = self.read(cover, start) / limit, self.read(secret, start) / FULL_SCALE
             y = functional.pad(y, (0, x.shape[1] - y.shape[1])).expand(cover.channels, -1)
-            y = wavinwav.scramble(y, segments_key(cipher), cover.rate) if cipher.keyed else y
+            y = container.scramble(y, segments_key(cipher), cover.rate) if cipher.keyed else y
             stego = (self.model.hide(x, y.contiguous())[0] * limit).round()
             peak = max(stego.max().item() / (limit - 1), -stego.min().item() / limit)
             return stego.int().T.numpy(), peak
@@ -327,7 +327,7 @@ class AffineMethod:
         def work(start):
             x = self.read(stego, start) / (1 << (stego.depth - 1))
             y = self.model.reveal(x)[1]
-            y = wavinwav.unscramble(y, segments_key(cipher), stego.rate) if cipher.keyed else y
+            y = container.unscramble(y, segments_key(cipher), stego.rate) if cipher.keyed else y
             y = y.mean(0, keepdim=True) if header.channels == 1 else y
             return to_pcm(y[:, :header.length - start].T)
 

@@ -35,6 +35,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+import checkpoint
 import data
 import noise
 import wavinwav
@@ -226,20 +227,20 @@ def learning_rate(step, args):
 def go_on(path, args, given):
     """The checkpoint at `path`, whose flags come into the place of args'."""
     try:
-        checkpoint = wavinwav.read_checkpoint(path)
+        content = wavinwav.read_checkpoint(path)
     except FileNotFoundError:
         stop(f"{path} does not exist: there is nothing to resume")
     except (ValueError, OSError) as error:
         stop(str(error))
-    if "training" not in checkpoint:
+    if "training" not in content:
         stop(f"{path} is a model, not a checkpoint: start from it with --init_from")
-    saved = checkpoint["training"]["args"]
+    saved = content["training"]["args"]
     for name, value in given.items():
         if name not in ANEW_ON_RESUME and value != saved.get(name):
             stop(f"--{name} {value} differs from the {saved.get(name)} of {path}; a resumed run "
                  "keeps its flags (a new run can start with --init_from)")
     vars(args).update({name: value for name, value in saved.items() if name not in ANEW_ON_RESUME})
-    return checkpoint
+    return content
 
 
 def start_metrics(path, step, header):
@@ -250,7 +251,7 @@ def start_metrics(path, step, header):
         with open(path, newline="") as file:
             rows = [row for row in list(csv.reader(file))[1:]
                     if len(row) == len(header) and int(row[0]) <= step]
-    with wavinwav.replacing(path) as temporary, open(temporary, "w", newline="") as file:
+    with checkpoint.replacing(path) as temporary, open(temporary, "w", newline="") as file:
         csv.writer(file).writerows([header, *rows])
     return open(path, "a", newline="", buffering=1)
 
@@ -261,13 +262,13 @@ def preset_of(path):
     return config.get("preset") if isinstance(config, dict) else None
 
 
-def make_model(args, checkpoint):
-    """The network, as it is before the first step or was when the checkpoint was written."""
+def make_model(args, resumed):
+    """The network, as it is before the first step, or was in the checkpoint that is resumed."""
     config, objective, _ = PRESETS[args.preset]
     source = args.robust_from or args.init_from
-    if checkpoint:
-        model = objective.build(replace(config(), **checkpoint["config"]))
-        model.load_state_dict(checkpoint["state_dict"])
+    if resumed:
+        model = objective.build(replace(config(), **resumed["config"]))
+        model.load_state_dict(resumed["state_dict"])
     elif source:
         preset = preset_of(source)
         if preset in PRESETS and PRESETS[preset][1] is not objective:
@@ -292,9 +293,9 @@ def main(argv=None):
     args, given = parse_arguments(argv)
     last_path = os.path.join(args.out_dir, "last.pt")
     best_path = os.path.join(args.out_dir, "best.pt")
-    checkpoint = None
+    resumed = None
     if args.resume:
-        checkpoint = go_on(last_path, args, given)
+        resumed = go_on(last_path, args, given)
     elif os.path.exists(last_path):
         stop(f"{last_path} exists: go on with --resume, or give another --out_dir")
 
@@ -316,7 +317,7 @@ def main(argv=None):
     # the network, the data, what is trained, and how
     torch.manual_seed(args.seed)
     try:
-        model = make_model(args, checkpoint)
+        model = make_model(args, resumed)
         config = model.config
         objective = PRESETS[args.preset][1](model, args, device, amp)
         trained = {name: p for name, p in objective.trainable().items()
@@ -332,7 +333,7 @@ def main(argv=None):
         train_pairs, val_pairs, about = data.open_data(args, config.sample_rate, samples)
         count = math.ceil(args.val_pairs / args.batch_size / WORLD)
         val_set = list(data.batches(val_pairs, args.batch_size, 0, count, 0))
-        if not (checkpoint or args.init_from or args.robust_from):
+        if not (resumed or args.init_from or args.robust_from):
             objective.initialise(train_pairs)
         objective.to(device)
         adversary = None
@@ -353,8 +354,8 @@ def main(argv=None):
     measured = ["loss", *objective.scores, *against_names, "grad_norm"]
     window = torch.zeros(len(measured) + 1, device=device)  # sums since the last row, and steps
     skipped = torch.zeros(2, device=device)  # non-finite steps: of all, of those just before now
-    if checkpoint:
-        training = checkpoint["training"]
+    if resumed:
+        training = resumed["training"]
         optimiser.load_state_dict(training["optimiser"])
         scaler.load_state_dict(training["scaler"])
         if adversary:
@@ -375,7 +376,7 @@ def main(argv=None):
     def save(step):
         shared = sum_of_all(window.clone()).cpu() / WORLD
         if RANK == 0:
-            model.save(last_path, training=dict(
+            checkpoint.save(model, last_path, training=dict(
                 args=vars(args), step=step, pairs=pairs, best=best, skipped=skipped.cpu(),
                 window=shared, optimiser=optimiser.state_dict(), scaler=scaler.state_dict(),
                 adversary=adversary and adversary.state_dict()))
@@ -439,7 +440,7 @@ def main(argv=None):
                 if objective.goodness(validated) > best:
                     best = objective.goodness(validated)
                     if RANK == 0:
-                        model.save(best_path)
+                        checkpoint.save(model, best_path)
             if RANK == 0:
                 csv.writer(metrics).writerow([
                     done, *(f"{value:.6g}" for value in means), f"{rate:.4g}", total,

@@ -16,13 +16,11 @@ torch and the standard library only, so that it can be copied into other project
 Shapes: B batch, T samples, C channels (bands of the lapped transform; 1 is the waveform itself), F frames (T / C).
 """
 
-import contextlib
 import copy
 import functools
 import math
 import os
-import random
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +30,6 @@ from torch.utils.checkpoint import checkpoint
 PIECE_FRAMES = 2048  # what a subnet works on at a time when no gradient is asked for
 PILOT_PERIOD = 400  # samples: 40 Hz at 16 kHz, where neither speech nor the ear has much
 PILOT_LEAST = 20 * PILOT_PERIOD  # samples of a stego that a pilot is put into
-SEGMENT_SECONDS = 0.02  # what `scramble` permutes, section III-D of the paper
 
 
 @dataclass
@@ -439,41 +436,24 @@ class WavINN(nn.Module):
     def _whole(self, x: Tensor) -> int:
         return x.shape[-1] // self.config.bands * self.config.bands
 
-    def save(self, path: str | os.PathLike, **extra):
-        """Write config and weights (and `extra`, of plain types) to a file that `load` reads. Never half-written."""
-        with replacing(path) as temporary:
-            torch.save({"wavinwav": 1, "config": asdict(self.config), "state_dict": self.state_dict()} | extra, temporary)
 
-
-# ---------------------------------------------------------------- model files, and the paper's permutation
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike):
-    """The name of a temporary file beside `path` that takes its place at the end, or is removed after a fault."""
-    temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-
+# ---------------------------------------------------------------- model files
 
 def read_checkpoint(path: str | os.PathLike) -> dict:
-    """What `WavINN.save` wrote, on the CPU. Raises OSError if it cannot be
+    """What `checkpoint.save` wrote, on the CPU. Raises OSError if it cannot be
     read, ValueError naming the file if it is anything else."""
     with open(path, "rb") as file:
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file raises one of half a dozen types
             raise ValueError(f"{path} is not a WavInWav model, or is damaged") from error
-    if not isinstance(content, dict) or content.get("wavinwav") != 1:
+    if not isinstance(content, dict) or content.get("wavinwav") != 2:
         raise ValueError(f"{path} is not a WavInWav model of this version")
     return content
 
 
 def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> WavINN:
-    """The model in a file that `WavINN.save` or train.py wrote, ready for hide and reveal.
+    """The model in a file that `checkpoint.save` wrote, ready for hide and reveal.
 
     Raises OSError if the file cannot be read, ValueError naming it if it holds no model, or a lattice.
     """
@@ -487,31 +467,6 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> WavINN:
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} holds a model that does not fit its own description") from error
     return model.to(device).eval()
-
-
-def scramble(x: Tensor, key: int | str | bytes, sample_rate: int = 16000) -> Tensor:
-    """Permute the 20 ms segments of [..., T] by a key, section III-D of the paper; a shorter rest stays in place.
-
-    The permutation hides what is said from a listener, not from an analyst: it is no cipher.
-    """
-    return _permute(x, key, sample_rate, invert=False)
-
-
-def unscramble(x: Tensor, key: int | str | bytes, sample_rate: int = 16000) -> Tensor:
-    """Inverse of `scramble` with the same key and rate."""
-    return _permute(x, key, sample_rate, invert=True)
-
-
-def _permute(x: Tensor, key: int | str | bytes, sample_rate: int, invert: bool) -> Tensor:
-    size = max(1, round(SEGMENT_SECONDS * sample_rate))
-    count = x.shape[-1] // size
-    order = list(range(count))
-    random.Random(key).shuffle(order)  # Python keeps the sequence of a seed stable across versions and machines
-    order = torch.tensor(order, dtype=torch.long, device=x.device)
-    if invert:
-        order = order.argsort()
-    segments, rest = x[..., :count * size].unflatten(-1, (count, size)), x[..., count * size:]
-    return torch.cat([segments[..., order, :].flatten(-2), rest], -1)
 
 
 def _batch(x: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""container.py: header and seal in samples, for both layouts; the cipher's streams."""
+"""container.py: header and seal in samples, for both layouts; the cipher's streams; the paper's
+permutation."""
 
 import pytest
 import torch
@@ -154,3 +155,18 @@ def test_fingerprint():
         changed = [x.clone() for x in state]
         changed[i].view(-1)[0] += 1
         assert container.fingerprint(changed) != first
+
+
+def test_scramble():
+    x = torch.arange(16000 * 2 + 77.0).repeat(2, 1)
+    y = container.scramble(x, "key")
+    assert torch.equal(container.unscramble(y, "key"), x)
+    assert not torch.equal(y, x) and not torch.equal(y, container.scramble(x, "other key"))
+    segments = y[0, :32000].view(100, 320)  # 2 s at 16 kHz, as in the paper
+    assert torch.equal(segments[:, 0].sort().values, torch.arange(0, 32000, 320.0))
+    assert torch.equal(segments - segments[:, :1], torch.arange(320.0).expand(100, 320))
+    assert segments[:10, 0].tolist() == container.scramble(x[0], "key")[:3200:320].tolist()
+    less = x[..., :100]  # than a segment
+    assert torch.equal(container.scramble(less, "key"), less)
+    z = container.scramble(x, 7, sample_rate=24000)
+    assert torch.equal(container.unscramble(z, 7, sample_rate=24000), x)

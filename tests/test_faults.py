@@ -69,10 +69,10 @@ def folder(tmp_path_factory):
         def __reduce__(self):
             return os.system, ("touch executed",)
 
-    (folder / "code.pt").write_bytes(pickle.dumps({"wavinwav": 1, "config": Code()}))
-    torch.save({"wavinwav": 1, "config": Code()}, folder / "code2.pt")
+    (folder / "code.pt").write_bytes(pickle.dumps({"wavinwav": 2, "config": Code()}))
+    torch.save({"wavinwav": 2, "config": Code()}, folder / "code2.pt")
     content = torch.load(LATTICE, weights_only=True)
-    torch.save(content | {"wavinwav": 2}, folder / "later.pt")
+    torch.save(content | {"wavinwav": 3}, folder / "later.pt")
     torch.save(content | {"config": content["config"] | {"growth": 8}}, folder / "other_size.pt")
     torch.save(content | {"config": content["config"] | {"bands": -1}}, folder / "no_bands.pt")
     torch.save(content | {"config": content["config"] | {"colour": 1}}, folder / "colour.pt")

@@ -5,6 +5,7 @@ import soundfile
 import torch
 
 import cells
+import checkpoint
 import coder
 import lattice
 import quantiser
@@ -361,7 +362,7 @@ def test_training_counts_the_bits_that_coding_takes(shipped):
 
 
 def test_file_round_trip(model, tmp_path):
-    model.save(tmp_path / "model.pt")
+    checkpoint.save(model, tmp_path / "model.pt")
     cover, secret = pcm(16000, seed=18), pcm(16000, seed=19)
     stego, _ = model.hide(cover, secret)
     loaded = lattice.load(tmp_path / "model.pt")

@@ -1,7 +1,6 @@
 """train.py as a user runs it: real files, real command lines, killed and resumed. Tiny networks,
 seconds each."""
 
-import csv
 import os
 import signal
 import subprocess
