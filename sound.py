@@ -21,7 +21,7 @@ from checkpoint import replacing
 from lazy_torchaudio import resample
 
 FULL_SCALE = 32768  # of 16-bit PCM: a file's sample n is n / FULL_SCALE in a model
-READ_AT_ONCE = 1 << 15  # samples: what torch works on in one thread, while processes use the cores
+READ_AT_ONCE = 1 << 17  # samples
 FORMATS = {".wav": "WAV", ".flac": "FLAC"}  # that keep samples as they are, 16 or 24 bits of them
 
 
@@ -269,7 +269,8 @@ def snr_of(reference, estimate):
 
 
 def energy(x):
-    return sum(part.double().square().sum().item() for part in x.flatten().split(READ_AT_ONCE))
+    pieces = (piece.double() for piece in x.flatten().split(READ_AT_ONCE))
+    return sum(piece.dot(piece).item() for piece in pieces)
 
 
 def decibel(signal_energy, noise_energy):

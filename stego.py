@@ -12,9 +12,12 @@ prints how close the stego is to the cover, and the revealed secret to the secre
 matter: both work part by part, on all cores.
 """
 
+if __name__ == "__main__":
+    import gc
+    gc.disable()  # while torch makes its objects, which need no looking through
+
 import argparse
 import collections
-import gc
 import getpass
 import itertools
 import math
@@ -493,6 +496,8 @@ def main(argv=None):
     try:
         key = read_key(args)
         model = load_model(args.model)
+        if isinstance(model, Lattice):
+            torch.set_num_threads(1)  # more gain nothing, and wait for each other on a busy machine
         if args.command == "hide":
             stego_snr, secret_snr = hide(
                 args.cover, args.secret, args.output, model, args.snr, args.shaping, args.masking,
@@ -514,7 +519,8 @@ def main(argv=None):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: stopped"))  # removing temporary files
-    gc.freeze()  # torch's objects need no looking through
+    gc.freeze()
+    gc.enable()
     main()
     sys.stdout.flush()
-    os._exit(0)  # without taking torch apart: together half a second of two
+    os._exit(0)  # without taking torch apart, another half second
