@@ -27,8 +27,8 @@ def replacing(path: str | os.PathLike) -> Iterator[str]:
 
 
 def save(model: nn.Module, path: str | os.PathLike, **extra):
-    """Write a model's config (a dataclass) and weights, and `extra`, of plain types. Raises OSError;
-    then a file that was at `path` is still there."""
+    """Write a model's config (a dataclass) and weights, and `extra`, of plain types. After a fault,
+    such as OSError, a file that was at `path` is still there."""
     content = {"wavinwav": 2, "config": asdict(model.config), "state_dict": model.state_dict()}
     with replacing(path) as temporary:
         torch.save(content | extra, temporary)

@@ -1,6 +1,6 @@
 """What holds for every test: one thread in each process (pytest -n auto starts as many as there are
-cores), which gives way when it waits, and random numbers that are the same in every run. The modules
-that they test lie beside this file."""
+cores), which gives way when it waits, and random numbers that are the same in every run. The
+modules that they test lie beside this file."""
 
 import os
 import random

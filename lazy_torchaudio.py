@@ -1,4 +1,4 @@
-"""torchaudio, loaded when it is first needed, and resampling, which is what it is mostly needed for.
+"""torchaudio, loaded when it is first needed, and resampling, which it is mostly needed for.
 
     from lazy_torchaudio import resample
     x = resample(x, 44100, 16000)

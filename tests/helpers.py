@@ -162,8 +162,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def train_killed(*flags):
-    """A run that is killed, without a chance to clean up, when its second last.pt is written but has
-    not yet taken its place."""
+    """A run that is killed, without a chance to clean up, when its second last.pt is written but
+    has not yet taken its place."""
     words = [sys.executable, "-c", KILLED, *train_command(*flags)[1:]]
     done = subprocess.run(words, capture_output=True, text=True, timeout=200)
     assert done.returncode == -signal.SIGKILL, done.stderr

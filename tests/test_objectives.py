@@ -218,7 +218,8 @@ def test_killed_and_resumed_with_everything_on(data, hub, tmp_path):
     subprocess.run(train_command(*flags, "--out_dir", whole), check=True, capture_output=True)
     cut = tmp_path / "cut"
     train_killed(*flags, "--out_dir", cut)
-    subprocess.run(train_command(*flags, "--out_dir", cut, "--resume"), check=True, capture_output=True)
+    again = train_command(*flags, "--out_dir", cut, "--resume")
+    subprocess.run(again, check=True, capture_output=True)
     assert torch.equal(weights(cut / "last.pt"), weights(whole / "last.pt"))
     a, b = (wavinwav.read_checkpoint(folder / "last.pt")["training"]["adversary"]["network"]
             for folder in (cut, whole))

@@ -83,8 +83,8 @@ def test_killed_and_resumed_ends_as_uninterrupted(data, tmp_path, preset):
 @pytest.mark.skipif(os.name == "nt", reason="signals differ")
 def test_ctrl_c_saves_between_checkpoints(data, tmp_path):
     flags = ["--data_dir", data, *TINY, "--steps", 10000, "--save_every", 5000]
-    process = subprocess.Popen(train_command(*flags, "--out_dir", tmp_path), stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(train_command(*flags, "--out_dir", tmp_path),
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "metrics.csv").exists() or len(metrics(tmp_path)) < 2:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
@@ -98,8 +98,9 @@ def test_ctrl_c_saves_between_checkpoints(data, tmp_path):
 def test_sigterm_to_all_processes_saves(data, tmp_path):
     """As batch schedulers send it: also to the processes that load data."""
     flags = ["--data_dir", data, *TINY, "--workers", 2, "--steps", 10000, "--save_every", 5000]
-    process = subprocess.Popen(train_command(*flags, "--out_dir", tmp_path), stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(train_command(*flags, "--out_dir", tmp_path),
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)
     while not (tmp_path / "metrics.csv").exists() or len(metrics(tmp_path)) < 2:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
@@ -112,8 +113,9 @@ def test_sigterm_to_all_processes_saves(data, tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="signals differ")
 def test_loaders_die_with_their_parent(data, tmp_path):
     flags = ["--data_dir", data, *TINY, "--workers", 2, "--steps", 10000]
-    process = subprocess.Popen(train_command(*flags, "--out_dir", tmp_path), stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(train_command(*flags, "--out_dir", tmp_path),
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               start_new_session=True)
     while not (tmp_path / "metrics.csv").exists() or len(metrics(tmp_path)) < 1:
         assert process.poll() is None
         time.sleep(0.05)
