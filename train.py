@@ -20,6 +20,7 @@ Shapes: B pairs of this process's batch, T samples.
 """
 
 import argparse
+import collections
 import contextlib
 import csv
 import functools
@@ -282,10 +283,16 @@ def make_model(args, resumed):
     return model.train()
 
 
-def sum_of_all(x):
-    """The sum of a tensor over all processes, in its place."""
+reduced = collections.deque(maxlen=64)
+
+
+def sum_of_all(x, operation=distributed.ReduceOp.SUM):
+    """The sum of a tensor over all processes, or their maximum, in its place. The last ones are
+    kept: gloo's threads, where they are the last to let go of a tensor, need Python's lock for it,
+    which a process that ends may hold while it waits for them (seen with torch 2.4)."""
     if WORLD > 1:
-        distributed.all_reduce(x)
+        reduced.append(x)
+        distributed.all_reduce(x, operation)
     return x
 
 
@@ -422,7 +429,7 @@ def main(argv=None):
         bar.update()
         if WORLD > 1:  # one process may have heard of it before another
             heard = torch.tensor(max(signals, default=0))
-            distributed.all_reduce(heard, distributed.ReduceOp.MAX)
+            sum_of_all(heard, distributed.ReduceOp.MAX)
             signals = [heard.item()] if heard else []
 
         if done % args.log_every == 0 or done == args.steps:
