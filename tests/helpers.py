@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 import wavinwav
 
@@ -105,6 +107,7 @@ def launch(folder, *words, stdin=b"", largest=None, temporary=None):
             os.chdir(folder)
             sys.argv = ["stego.py", *map(str, words)]
             torch.set_num_threads(1)
+            tqdm.set_lock(threading.RLock())  # who is killed while it holds ours leaves us waiting
             signal.alarm(60)
             tempfile.tempdir = temporary or tempfile.tempdir
             if largest:
