@@ -13,7 +13,6 @@ import itertools
 import math
 import os
 import random
-import signal
 import sys
 
 import soundfile
@@ -195,10 +194,9 @@ def share(first, count, batch_size, rank, world):
 
 
 def leave_signals_to_the_parent(worker):
-    """A signal to all processes must not take the data from a loop that is about to save. Workers
-    end when their parent has ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """A signal to the whole process group must not take the data from a loop that is about to save.
+    (Ignoring signals would not do: Python ends its workers by one, and waits for them.)"""
+    os.setpgrp()
 
 
 def batches(pairs, batch_size, first, count, workers):

@@ -35,7 +35,7 @@ def table_settings(crops, batches=8):
 
 
 class LatticeObjective(nn.Module):
-    """Bits a sample that a lattice model's coder takes. The interface is AffineObjective's."""
+    """Bits a sample that a lattice model's coder takes. The interface is objective.Objective's."""
 
     scores, validation = [], ["val_bits"]
     no_use_for = {"w_stego", "w_cover", "w_secret", "w_z", "wave", "stft", "snr", "snr_ceiling",

@@ -51,7 +51,7 @@ def distance(args, wavlm, reference, estimate):
     terms = {
         "wave": lambda: (reference - estimate).abs().mean(),
         "stft": lambda: stft_distance(reference, estimate),
-        "snr": lambda: -snr(reference, estimate, 1e-4).clamp(max=args.snr_ceiling).mean(),
+        "snr": lambda: -snr(reference, estimate, 10 ** (-args.snr_ceiling / 10)).mean(),
         "wavlm_weight": lambda: wavlm(reference, estimate),
     }
     weights = {name: getattr(args, name) for name in terms}
@@ -59,32 +59,33 @@ def distance(args, wavlm, reference, estimate):
 
 
 def total_loss(args, wavlm, waves, r):
-    """The loss of waves {"cover": [B, T], ...} and r [B, bands (+ 1), F]."""
+    """The loss of waves {"cover": [B, T], ...} and r, of any shape."""
     total = 0.0
     for name, (reference, estimate) in PAIRS.items():
         if weight := getattr(args, name):
             total = total + weight * distance(args, wavlm, waves[reference], waves[estimate])
     if args.w_z:
-        z = r[:, :waves["cover"].shape[1] // r.shape[2]]  # without the row of turned frames
-        total = total + args.w_z * 0.5 * (z.square().mean() + math.log(2 * math.pi))
+        total = total + args.w_z * 0.5 * (r.square().mean() + math.log(2 * math.pi))
     return total
 
 
-class AffineObjective(nn.Module):
-    """What to do with the affine couplings in training: losses and scores of a batch, validation.
+class Objective(nn.Module):
+    """What to do with a network in training: losses and scores of a batch, validation. The paper's;
     DistributedDataParallel wraps it. LatticeObjective has the same interface."""
 
     scores = ["stego_snr", "secret_snr"]  # what `forward` measures
     validation = ["val_stego_snr", "val_secret_snr"]  # what `validate` measures
     no_use_for = set()  # flags
-    build, load = staticmethod(wavinwav.WavINN), staticmethod(wavinwav.load)
+    build, load = staticmethod(wavinwav.build), staticmethod(wavinwav.load)
 
     def __init__(self, model, args, device, amp):
         super().__init__()
         self.model, self.args, self.amp = model, args, amp
         self.noise = self.wavlm = None
-        model.recompute(args.recompute)
         rate = model.config.sample_rate
+        for module in model.modules():
+            if isinstance(module, wavinwav.DenseSubnet):
+                module.recompute = args.recompute
         if args.noise:
             self.noise = noise.NoiseLayer(args.noise, rate)
         if args.wavlm_weight:
@@ -94,30 +95,29 @@ class AffineObjective(nn.Module):
             if RANK == 0 and WORLD > 1:
                 distributed.barrier()
 
-    @torch.no_grad()
     def initialise(self, pairs):
-        """Measure on training crops what a new model starts from: the level of each band."""
-        if self.model.config.bands > 1:
-            coefficients = wavinwav.lapped(pairs.sample(256), self.model.config.bands)
-            level = coefficients.square().mean((0, 2)).sqrt().clamp_min(1e-6)
-            self.model.level.copy_(level[:, None])
+        """What a new model has to learn of training crops first: nothing."""
 
     @staticmethod
     def with_second_stack(model):
-        """The model with a second stack that is to reveal: the one that it has, or else a copy of
-        its couplings."""
+        """The model with a second stack that is to reveal: the one that it has, or else a copy."""
         state = model.state_dict()
-        copies = {f"robust_{name}": value for name, value in state.items()
-                  if name.startswith("blocks.")}
-        result = wavinwav.WavINN(replace(model.config, robust=True))
+        result = wavinwav.build(replace(model.config, robust=True))
+        copies = {name: state[name.removeprefix("robust_")] for name in result.state_dict()
+                  if name.removeprefix("robust_") in state}
         result.load_state_dict(copies | state)
         return result
 
     def trainable(self):
         """Parameters by name. The paper's robust stage hides as before."""
-        prefix = "robust_blocks." if self.model.config.robust else ""
+        prefix = "robust_" if self.model.config.robust else ""
         return {name: parameter for name, parameter in self.model.named_parameters()
                 if name.startswith(prefix)}
+
+    def draw(self, kind, numbers, purpose, shape, like):
+        """Random numbers [B, *shape] of torch.randn or torch.rand, of the pairs' numbers alone."""
+        seeds = noise.seeds_of(self.args.seed, numbers.tolist(), purpose)
+        return noise.draw_items(kind, seeds, shape, like.device).to(like.dtype)
 
     def change(self, stego, numbers, batch):
         """What the noise, if there is any, leaves of a stego; the same kind of it, and as strong,
@@ -129,41 +129,39 @@ class AffineObjective(nn.Module):
         return noise.quantize(self.noise(stego.float(), seed, seeds), 16)
 
     def round_trip(self, cover, secret, numbers, batch):
-        """Hide, keep what a 16-bit file keeps, change it, reveal: the waves, r."""
+        """Hide, keep what a 16-bit file keeps, change it, reveal -> stego, cover^, secret^, r."""
         stego, r = self.model(cover, secret)
         stego = noise.quantize(stego, 16)
+        z = self.draw(torch.randn, numbers, "z", stego.shape[1:], stego)
         changed = self.change(stego, numbers, batch)
-        z = self.model.draw_z(stego)
-        if self.model.config.latent == "normal":
-            seeds = noise.seeds_of(self.args.seed, numbers.tolist(), "z")
-            z = noise.draw_items(torch.randn, seeds, z.shape[1:], z.device).to(z.dtype)
-        cover_, secret_ = self.model.inverse(changed, z, self.model.revealing)
-        waves = {"cover": cover, "secret": secret, "stego": stego,
-                 "cover^": cover_, "secret^": secret_}
-        return waves, r
+        return stego, *self.model.inverse(changed, z, self.model.config.robust), r
 
     def forward(self, cover, secret, numbers, batch):
         """cover, secret [B, T], the pairs' numbers [B], the batch's number among all of the run,
         which all processes share -> loss, scores [2], waves."""
         with self.amp():
-            waves, r = self.round_trip(cover, secret, numbers, batch)
+            stego, cover_, secret_, r = self.round_trip(cover, secret, numbers, batch)
+        waves = {"cover": cover, "secret": secret, "stego": stego,
+                 "cover^": cover_, "secret^": secret_}
         with torch.no_grad():
-            scores = [snr(cover, waves["stego"]).mean(), snr(secret, waves["secret^"]).mean()]
-        return total_loss(self.args, self.wavlm, waves, r), torch.stack(scores), waves
+            scores = torch.stack([snr(cover, stego).mean(), snr(secret, secret_).mean()])
+        return total_loss(self.args, self.wavlm, waves, r), scores, waves
 
     def before_validation(self, pairs):
-        """What has to be measured on training crops first: nothing."""
+        """What has to be measured on training crops before: nothing."""
 
     @torch.no_grad()
     def validate(self, loader, device):
         """Stego SNR and secret SNR in dB of fixed pairs, under the noise if there is any: sums over
         the pairs, and their number."""
         totals = torch.zeros(3)
+        self.model.eval()
         for batch, (cover, secret, numbers) in enumerate(loader):
-            waves, _ = self.round_trip(cover.to(device), secret.to(device), numbers, batch)
-            revealed = noise.quantize(waves["secret^"], 16)
-            scores = [snr(waves["cover"], waves["stego"]), snr(waves["secret"], revealed)]
+            cover, secret = cover.to(device), secret.to(device)
+            stego, _, secret_, _ = self.round_trip(cover, secret, numbers, batch)
+            scores = [snr(cover, stego), snr(secret, noise.quantize(secret_, 16))]
             totals += torch.tensor([*(score.sum() for score in scores), len(cover)])
+        self.model.train()
         return totals
 
     def goodness(self, values):
@@ -172,3 +170,36 @@ class AffineObjective(nn.Module):
 
     def shown(self, values):
         return f"stego {values[0]:.1f} dB, secret {values[1]:.1f} dB"
+
+
+class LappedObjective(Objective):
+    """The same for dirty-paper coding: the cells' width is varied, and rounding to a file, which
+    cannot be trained through, is noise of the spectrum that it will have."""
+
+    @torch.no_grad()
+    def initialise(self, pairs):
+        """The long-term level of each band, and cells that begin by following it."""
+        model, secrets = self.model, pairs.sample(256)
+        _, gain = model.setting(secrets, secrets, torch.zeros(len(secrets)))
+        x = wavinwav.FULL_SCALE * gain * wavinwav.lapped(secrets, model.config.bands)
+        x = x[:, :model.config.carriers]
+        model.level.copy_(x.square().mean((0, 2)).sqrt().clamp_min(1e-3)[:, None])
+        model.log_cells += 0.3 * model.level.log()
+
+    def round_trip(self, cover, secret, numbers, batch):
+        model, snr_ = self.model, torch.full_like(cover[:, 0], self.model.config.stego_snr)
+        if model.training:
+            snr_ = snr_ + 6 * (2 * self.draw(torch.rand, numbers, "snr", (), cover) - 1)
+        setting = model.setting(cover, secret, snr_)
+        stego, r, slope = model(cover, secret, *setting)
+        if model.training:
+            normal = self.draw(torch.randn, numbers, "rounding", stego.shape[1:], stego)
+            weights = wavinwav.noise_weights(slope, model.config.bands)
+            power = weights.log().mean(1, keepdim=True).exp() / weights / 12
+            normal = wavinwav.lapped(normal, model.config.bands) * power.sqrt()
+            stego = stego + wavinwav.unlapped(normal) / wavinwav.FULL_SCALE
+        else:
+            stego = wavinwav.round_to_file(wavinwav.FULL_SCALE * stego, slope, model.config.bands)
+            stego = stego / wavinwav.FULL_SCALE
+        changed = self.change(stego, numbers, batch)
+        return stego, *model.inverse(changed, None, *setting, None, model.config.robust), r

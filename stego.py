@@ -3,7 +3,7 @@
     python stego.py hide COVER SECRET -o STEGO.wav             # --snr 60: less change, less quality
     python stego.py reveal STEGO.wav -o SECRET.wav
     python stego.py hide COVER SECRET -o STEGO.wav --key       # asks; --key-file FILE reads one
-    python stego.py hide COVER SECRET -o STEGO.wav --model wavinwav-affine.pt  # for noisy channels
+    python stego.py hide COVER SECRET -o STEGO.wav --model lattice.pt      # the highest quality
 
 COVER and SECRET: WAV, FLAC, OGG, MP3 and what else libsndfile reads, one or two channels, any rate;
 `-` is the standard input. STEGO: WAV or FLAC of the cover's rate, channels and length, of 16 bits,
@@ -17,47 +17,38 @@ if __name__ == "__main__":
     gc.disable()  # while torch makes its objects, which need no looking through
 
 import argparse
-import collections
+import gc
 import getpass
-import itertools
 import math
-import multiprocessing
 import os
 import signal
 import sys
 import tempfile
 import warnings
-from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 
-import numpy as np
 import torch
-from torch.nn import functional
-from tqdm import tqdm
 
 import container
 import lattice
 import wavinwav
-from cells import LEAST_SAMPLES, MASKING, choose_widths, parts_of, segment_powers
-from container import DENSE, SPARSE, Cipher, Damaged, Header, NoSecret, OtherModel, OtherVersion
-from lattice import STEGO_SNR, Lattice
+from cells import MASKING
+from container import Cipher, Damaged, Header, NoSecret, OtherModel, OtherVersion
+from lattice import STEGO_SNR
 from lazy_torchaudio import TorchaudioError
+from methods import method_of
 from sound import (
-    FULL_SCALE,
-    Sound,
     StegoError,
     check_output,
     decibel,
     decode,
-    energy,
     open_audio,
     resampled,
     standard_streams,
-    to_pcm,
     writing,
 )
+from wavinwav import LappedConfig
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-AFFINE_PIECE = 1 << 20  # samples of each channel that an affine model works on
 
 
 def read_secret(path, name, folder, cover):
@@ -88,7 +79,7 @@ def note_gain(sound):
               "to full scale", file=sys.stderr)
 
 
-def hide(cover_path, secret_path, stego_path, model, snr=STEGO_SNR, shaping=None, masking=MASKING,
+def hide(cover_path, secret_path, stego_path, model, snr=None, shaping=None, masking=None,
          key=None, depth=None, overwrite=False):
     """Hide a sound file in another one, and check the result on disk.
 
@@ -96,7 +87,8 @@ def hide(cover_path, secret_path, stego_path, model, snr=STEGO_SNR, shaping=None
         cover_path, secret_path: sound files, or "-"; the secret lasts no longer.
         stego_path: WAV or FLAC file, or "-".
         model: from `load_model`.
-        snr, shaping, masking: for lattice models, see `lattice.Lattice.hide`; `snr` in dB.
+        snr: of the stego in dB; None is what the model aims at. The paper's network has no choice.
+        shaping, masking: for lattice models, see `lattice.Lattice.hide`.
         key: passphrase, str or bytes, that `reveal` will need; None is none.
         depth: bits of the stego's samples, 16 or 24; None is 24 where the cover has more than 16.
         overwrite: whether stego_path may exist.
@@ -106,9 +98,8 @@ def hide(cover_path, secret_path, stego_path, model, snr=STEGO_SNR, shaping=None
     Raises:
         StegoError. Then nothing has been written.
     """
-    if not math.isfinite(snr):
-        raise StegoError(f"a stego SNR of {snr} dB makes no sense; "
-                         f"give a number such as {STEGO_SNR:g}")
+    if snr is not None and not 0 <= snr <= 120:
+        raise StegoError(f"a stego SNR of {snr} dB makes no sense; give one from 0 to 120")
     if depth not in (None, 16, 24):
         raise StegoError(f"samples of {depth} bits cannot be written; give 16 or 24")
     if cover_path == secret_path == "-":
@@ -196,161 +187,6 @@ def read_header(method, stego, key, force):
     return header, cipher
 
 
-# ---------------------------------------------------------------- what differs by model
-
-class LatticeMethod:
-    """Files with a lattice: part by part, on all cores."""
-
-    layout, least_samples = DENSE, LEAST_SAMPLES
-
-    def __init__(self, model):
-        self.model = model
-        self.secret_noise = 0  # energy of what hiding took from the secret
-
-    def fingerprint(self):
-        return self.model.fingerprint()
-
-    def header(self, cover, secret):
-        return self.model.header(cover.samples, secret.frames, secret.channels, cover.rate)
-
-    def hide(self, header, cipher, cover, secret, snr, shaping, masking):
-        """The stego's samples, without header and seal, piece by piece."""
-        first, last = self.layout.header_samples, cover.samples - self.layout.seal_samples
-        powers = torch.cat([segment_powers(piece) for piece in cover.pieces(first, last)])
-        error = cover.energy / cover.samples / 10 ** (snr / 10)
-        widths = choose_widths(powers, error, masking, cover.depth)
-        parts = parts_of(header)
-
-        def work(part):
-            before = cover.read(part.samples.start, part.samples.stop)
-            pcm = secret.read(part.secret.start * secret.channels,
-                              part.secret.stop * secret.channels).view(-1, secret.channels).float()
-            stego, decoded = self.model.hide_part(
-                header, cipher, part, before, pcm, widths, shaping, cover.depth, exact=False)
-            decoded = decoded.round().clamp(-FULL_SCALE, FULL_SCALE - 1)
-            return stego.numpy(), energy(decoded - pcm)
-
-        yield cover.read(0, first)
-        for stego, lost in in_order(work, parts, bar(cover.seconds)):
-            self.secret_noise += lost
-            yield torch.from_numpy(stego)
-        yield cover.read(parts[-1].samples.stop)
-
-    def measure(self, header, cipher, written, secret):
-        """The energy of what `reveal` will lack of a secret: decoding is exact, so it is known."""
-        return self.secret_noise
-
-    def assumed_header(self, stego):
-        """What to go by where there is no header: nothing."""
-
-    def reveal(self, header, cipher, stego):
-        """The secret's samples, int16 [n, channels], piece by piece. Raises Damaged."""
-        def work(part):
-            samples = stego.read(part.samples.start, part.samples.stop)
-            missing = part.samples.stop - part.samples.start - len(samples)
-            secret, blocks, lost = self.model.reveal_part(
-                header, cipher, part, functional.pad(samples, (0, missing)))
-            return to_pcm(secret / FULL_SCALE), blocks, lost
-
-        blocks = lost = 0
-        for pcm, more_blocks, more_lost in in_order(work, parts_of(header), bar(stego.seconds)):
-            yield pcm
-            blocks, lost = blocks + more_blocks, lost + more_lost
-        damage = lattice.tell_damage(blocks, lost)
-        if damage:
-            print(f"warning: {stego.name}: {damage}", file=sys.stderr)
-
-
-class AffineMethod:
-    """Files with an affine model: piece by piece, on all cores."""
-
-    layout = SPARSE
-    least_samples = SPARSE.header_samples + SPARSE.seal_samples
-
-    def __init__(self, model):
-        self.model = model
-
-    def fingerprint(self):
-        return container.fingerprint(self.model.state_dict().values())
-
-    def header(self, cover, secret):
-        return Header(cover.samples, secret.frames, self.fingerprint(), 0, secret.channels,
-                      self.layout)
-
-    def hide(self, header, cipher, cover, secret, snr, shaping, masking):
-        """The stego's samples, without header and seal, piece by piece. The cover is turned down by
-        as little as it takes for them to lie within full scale."""
-        limit = 1 << (cover.depth - 1)
-
-        def work(start):
-            x, y = self.read(cover, start) / limit, self.read(secret, start) / FULL_SCALE
-            y = functional.pad(y, (0, x.shape[1] - y.shape[1])).expand(cover.channels, -1)
-            y = container.scramble(y, segments_key(cipher), cover.rate) if cipher.keyed else y
-            stego = (self.model.hide(x, y.contiguous())[0] * limit).round()
-            peak = max(stego.max().item() / (limit - 1), -stego.min().item() / limit)
-            return stego.int().T.numpy(), peak
-
-        path = os.path.join(os.path.dirname(cover.path), "stego.raw")
-        stego = Sound(cover.name, path, cover.rate, cover.channels, cover.frames, cover.depth)
-        for _ in range(6):
-            highest = 0
-            with open(path, "wb") as file:
-                starts = range(0, cover.frames, AFFINE_PIECE)
-                for samples, peak in in_order(work, starts, bar(cover.seconds)):
-                    samples.astype(cover.dtype).tofile(file)
-                    highest = max(highest, peak)
-            if highest <= 1:
-                break
-            cover.scale *= 0.9999 / highest
-        else:
-            raise StegoError(f"{cover.name} is too loud; turn it down")
-        if cover.scale < 1:
-            print(f"note: {cover.name} was turned down by {-20 * math.log10(cover.scale):.2f} dB, "
-                  "so that nothing clips", file=sys.stderr)
-        first, last = self.layout.header_samples, cover.samples - self.layout.seal_samples
-        yield stego.read(0, first)
-        yield from stego.pieces(first, last)
-        yield stego.read(last)
-
-    def measure(self, header, cipher, written, secret):
-        """The energy of what `reveal` lacks of a secret, from the written stego."""
-        noise = start = 0
-        for pcm in self.reveal(header, cipher, written):
-            before = secret.read(start, start + pcm.size)
-            noise += energy(before - torch.from_numpy(pcm.flatten().astype(np.int32)))
-            start += pcm.size
-        return noise
-
-    def assumed_header(self, stego):
-        """What to go by where there is no header: a secret as long as the stego."""
-        return Header(stego.samples, stego.frames, 0, 0, stego.channels, self.layout)
-
-    def reveal(self, header, cipher, stego):
-        """The secret's samples, int16 [n, channels], piece by piece."""
-        def work(start):
-            x = self.read(stego, start) / (1 << (stego.depth - 1))
-            y = self.model.reveal(x)[1]
-            y = container.unscramble(y, segments_key(cipher), stego.rate) if cipher.keyed else y
-            y = y.mean(0, keepdim=True) if header.channels == 1 else y
-            return to_pcm(y[:, :header.length - start].T)
-
-        starts = range(0, header.length, AFFINE_PIECE)
-        return in_order(work, starts, bar(header.length / stego.rate))
-
-    def read(self, sound, start):
-        """Frames of a Sound, float32 [channels, n]."""
-        samples = sound.read(start * sound.channels, (start + AFFINE_PIECE) * sound.channels)
-        return samples.view(-1, sound.channels).T.float()
-
-
-def segments_key(cipher):
-    return cipher.stream(b"segments\0", 32)
-
-
-def method_of(model):
-    return LatticeMethod(model) if isinstance(model, Lattice) else AffineMethod(model)
-
-
 def load_model(path):
     """The model in a file, a WavINN or a Lattice. Raises StegoError."""
     try:
@@ -363,53 +199,6 @@ def load_model(path):
                          ) from error
     except ValueError as error:
         raise StegoError(f"{error}; give another one with --model") from error
-
-
-# ---------------------------------------------------------------- parts, on all cores
-
-_work = None  # of a child process, which inherits it
-
-
-def _set_up(work):
-    global _work
-    _work = work
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _do(task):
-    return _work(task)
-
-
-def _in_processes(work, tasks, workers):
-    todo = iter(tasks)
-    fork = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(workers, fork, _set_up, (work,)) as pool:
-        waiting = collections.deque(
-            pool.submit(_do, task) for task in itertools.islice(todo, workers + 1))
-        try:
-            while waiting:
-                result = waiting.popleft().result()
-                waiting.extend(pool.submit(_do, task) for task in itertools.islice(todo, 1))
-                yield result
-        except BrokenProcessPool as error:
-            raise StegoError("a worker process was killed; is there enough memory?") from error
-
-
-def in_order(work, tasks, unit=None):
-    """work(task) of each task, in their order: each worker process holds one, one more waits, and
-    the next is added when a result has been taken. A bar of tasks, if their unit has a name.
-    Threads would wait for Python's lock."""
-    workers = min(len(tasks), os.cpu_count() or 1) if sys.platform == "linux" else 1
-    results = _in_processes(work, tasks, workers) if workers > 1 else map(work, tasks)
-    disable = None if unit else True  # None: shown on a terminal only
-    yield from tqdm(results, total=len(tasks), unit=unit or "", leave=False, disable=disable)
-
-
-def bar(seconds):
-    """The unit of a bar for so much audio, or None for none."""
-    return "part" if seconds > 60 else None
 
 
 # ---------------------------------------------------------------- the command
@@ -461,14 +250,14 @@ def main(argv=None):
     revealing.add_argument("stego", metavar="STEGO.wav", help="file that hide wrote")
     revealing.add_argument("-o", "--output", required=True, metavar="SECRET.wav",
                            help="the file to write, WAV or FLAC")
-    hiding.add_argument("--snr", type=float, default=STEGO_SNR, metavar="DB",
-                        help="stego SNR in dB, for lattice models: a higher one leaves the secret "
-                             f"less quality (default: {STEGO_SNR:g})")
+    hiding.add_argument("--snr", type=float, metavar="DB",
+                        help="stego SNR in dB: a higher one leaves the secret less quality "
+                             f"(default: {LappedConfig.stego_snr:g}, a lattice {STEGO_SNR:g})")
     hiding.add_argument("--shaping", type=float, metavar="X",
                         help="lattice models: 0 gives the secret the best SNR, up to 1 moves its "
                              "noise to where it is loud, for the ear (default: the more, the fewer "
                              "bits there are)")
-    hiding.add_argument("--masking", type=float, default=MASKING, metavar="X",
+    hiding.add_argument("--masking", type=float, metavar="X",
                         help="lattice models: 0 changes all of the cover alike, which gives the "
                              "secret most; up to 1 follows the cover's level, for the ear "
                              f"(default: {MASKING})")
@@ -478,9 +267,9 @@ def main(argv=None):
     revealing.add_argument("--force", action="store_true",
                            help="reveal what is left in a file that was changed")
     for command in (hiding, revealing):
-        command.add_argument("--model", default=os.path.join(HERE, "lattice.pt"), metavar="FILE",
+        command.add_argument("--model", default=os.path.join(HERE, "wavinwav.pt"), metavar="FILE",
                              help="the model, the same for hide and reveal "
-                                  "(default: the lattice.pt beside this script)")
+                                  "(default: the wavinwav.pt beside this script)")
         keys = command.add_mutually_exclusive_group()
         keys.add_argument("--key", action="store_true",
                           help="ask for a passphrase, without which nothing can be revealed")
@@ -492,12 +281,11 @@ def main(argv=None):
     for name in ("shaping", "masking"):
         if not 0 <= (getattr(args, name, None) or 0) <= 1:
             parser.error(f"--{name} must be from 0 to 1")
+    torch.set_num_threads(1)  # more would wait for each other on a busy machine; parts share it
     report = sys.stderr if args.output == "-" else sys.stdout
     try:
         key = read_key(args)
         model = load_model(args.model)
-        if isinstance(model, Lattice):
-            torch.set_num_threads(1)  # more gain nothing, and wait for each other on a busy machine
         if args.command == "hide":
             stego_snr, secret_snr = hide(
                 args.cover, args.secret, args.output, model, args.snr, args.shaping, args.masking,

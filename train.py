@@ -44,26 +44,33 @@ from data import RANK, WORLD, stop
 from discriminator import Adversary
 from lattice import LatticeConfig
 from lattice_objective import LatticeObjective
-from objective import AffineObjective
+from objective import LappedObjective, Objective
 from wavinwav import Config
 
 PRESETS = {  # configuration, objective, and values for flags that have no other default
-    "lapped": (Config.lapped, AffineObjective, dict(
-        steps=6000, batch_size=4, lr=5e-4, schedule="cosine", warmup=200, recompute=False,
-        w_stego=1.0, w_cover=0.0, w_secret=1.0, w_z=0.0, wave=0.0, stft=0.0, snr=1.0)),
-    "paper": (Config.paper, AffineObjective, dict(
-        steps=570000, batch_size=4, lr=1e-4, schedule="decay", warmup=0, recompute=True,
-        w_stego=2.0, w_cover=1.0, w_secret=1.0, w_z=10.0, wave=1.0, stft=1.0, snr=0.0)),
+    "lapped": (Config.lapped, LappedObjective, dict(
+        steps=1500, batch_size=6, lr=4e-3, schedule="cosine", warmup=50, clip=5.0, gain=6.0,
+        recompute=False, w_stego=1.0, w_cover=0.0, w_secret=1.0, w_z=0.0, wave=0.0, stft=5.0,
+        snr=1.0, snr_ceiling=80.0)),
+    "paper": (Config.paper, Objective, dict(
+        steps=570000, batch_size=4, lr=1e-4, schedule="decay", warmup=0, clip=1.0, gain=0.0,
+        recompute=True, w_stego=2.0, w_cover=1.0, w_secret=1.0, w_z=10.0, wave=1.0, stft=1.0,
+        snr=0.0, snr_ceiling=40.0)),
     "lattice": (LatticeConfig, LatticeObjective, dict(
-        steps=4000, batch_size=4, lr=3e-3, schedule="cosine", warmup=50)),
+        steps=4000, batch_size=4, lr=3e-3, schedule="cosine", warmup=50, clip=1.0, gain=0.0)),
 }
 MODEL_FLAGS = {  # fields of Config, where their metadata has no help
     "sample_rate": "rate in Hz that all audio is brought to",
-    "bands": "bands of the lapped transform; 1 works on the waveform itself",
+    "bands": "bands of the lapped transform",
+    "carriers": "of these, the lowest ones carry the same of the secret",
     "blocks": "affine couplings in the stack",
-    "growth": "channels that each inner conv of a dense subnet adds",
-    "kernel": "taps of these convs, odd",
+    "growth": "channels that each inner conv of a subnet adds",
+    "kernel": "taps of these convs",
     "clamp": "bound of the log-scale",
+    "stego_snr": "dB, of a stego unless another is asked for; training varies it by 6",
+    "follow": "power of the stego's local power that the cells' widths follow",
+    "margin": "LSB that are left empty at both edges of a cell",
+    "reserve": "of a cell's usual width, left empty there too, for noise",
 }
 ANEW_ON_RESUME = {"resume", "data_dir", "val_dir", "out_dir", "device", "workers", "save_every",
                   "no_progress"}
@@ -116,7 +123,7 @@ def parse_arguments(argv=None):
     flag("val_dir", str, "folder to validate on (default: 5 percent of the files of --data_dir, at "
          "least 2; or the first items of --hf_dataset)", metavar="DIR")
     flag("crop", float, "length of a training crop in seconds", 2.0)
-    flag("gain", float, "each crop's level is changed by up to this many dB, up or down", 0.0)
+    flag("gain", float, "each crop's level is changed by up to this many dB, up or down")
     flag("val_pairs", int, "pairs in the fixed validation set, each of one crop's length", 64)
     flag("workers", int, "processes that load data; 0 loads in the training process", 1)
 
@@ -138,8 +145,8 @@ def parse_arguments(argv=None):
          "elements")
     flag("wave", float, "weight of the mean absolute difference of the waveforms")
     flag("stft", float, "weight of the multi-resolution STFT distance")
-    flag("snr", float, "weight of the signal-to-noise ratio in dB, which saturates at 40")
-    flag("snr_ceiling", float, "dB of it above which an item earns nothing", 40.0)
+    flag("snr", float, "weight of the signal-to-noise ratio in dB")
+    flag("snr_ceiling", float, "dB at which it saturates")
     flag("wavlm_weight", float, "weight of the distance between what WavLM hears", 0.0)
     flag("wavlm_source", str, "torch.hub repository, folder with a hubconf.py, or "
          "torchaudio/WAVLM_BASE_PLUS", "bshall/knn-vc")
@@ -172,7 +179,7 @@ def parse_arguments(argv=None):
     flag("schedule", str, "after the warm-up: cosine to zero, or a tenth at each quarter of the "
          "run", choices=["cosine", "decay"])
     flag("warmup", int, "steps in which the learning rate rises from zero")
-    flag("clip", float, "largest norm of the gradient; a larger one is scaled down", 1.0)
+    flag("clip", float, "largest norm of the gradient; a larger one is scaled down")
     flag("max_skipped", int, "this many non-finite steps in a row, each skipped, end the run", 20)
     flag("trained", str, "train only the parameters in whose names this is found; the others stay "
          "(default: all)", metavar="REGEX")
@@ -335,8 +342,8 @@ def main(argv=None):
         model.requires_grad_(False)
         for parameter in trained.values():
             parameter.requires_grad_(True)
-        frames = max(1, round(args.crop * config.sample_rate / config.bands))
-        samples = frames * config.bands
+        hop = getattr(config, "bands", 1)
+        samples = max(1, round(args.crop * config.sample_rate / hop)) * hop
         train_pairs, val_pairs, about = data.open_data(args, config.sample_rate, samples)
         count = math.ceil(args.val_pairs / args.batch_size / WORLD)
         val_set = list(data.batches(val_pairs, args.batch_size, 0, count, 0))
