@@ -16,7 +16,6 @@ Shapes: T samples, C bands, F frames. Samples are int16 arrays [T] (1 LSB = 1), 
 """
 
 import argparse
-import copy
 import csv
 import importlib
 import io
@@ -24,7 +23,6 @@ import json
 import math
 import os
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -42,16 +40,17 @@ import lazy_torchaudio
 import noise
 import sound
 import stego
-import wavinwav
 from cells import LatticeCoupling
 from data import SILENCE, find_audio, read_crop
 from lattice import STEGO_SNR
 from lazy_torchaudio import TorchaudioError, resample
+from methods import in_order
 from sound import StegoError
-from wavinwav import lapped, unlapped
+from wavinwav import LappedINN, lapped, unlapped
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 NAMES = "cover", "secret", "stego", "revealed"
+INN_SNRS = 40, 43, 46, 50  # dB, of the INN's stegos in the table
 
 
 # ---------------------------------------------------------------- pairs and files
@@ -227,7 +226,8 @@ def fixed_bits_snr(cover, bits):
 
 
 def ours(model, label, snr=None, bits=None):
-    """A model as a Method; a lattice model at a stego SNR in dB, or at a number of bits in every sample."""
+    """A model as a Method, at a stego SNR in dB or what it aims at itself; a lattice also at a number of bits in
+    every sample."""
     def hide(cover_path, secret_path, stego_path):
         options = {} if snr is None else {"snr": float(snr)}
         if bits:
@@ -405,23 +405,33 @@ def mp3(x, rate, kbps=128):
     return functional.pad(back, (0, len(x) - len(back)))
 
 
+def change_middle(x, change):
+    """A copy of a signal [T] in which the sample in the middle is another one."""
+    x = x.clone()
+    x[len(x) // 2] = change(x[len(x) // 2])
+    return x
+
+
 ATTACKS = {  # signal [T] and its rate in Hz -> signal
     "none": lambda x, rate: x,
     **{f"noise {decibel} dB": lambda x, rate, decibel=decibel: noise.gaussian(x, torch.randn_like(x), decibel)
-       for decibel in (50, 40, 30, 20)},
+       for decibel in (70, 60, 50, 40, 30, 20)},
     "8 bits": lambda x, rate: (x * 128).round() / 128,
+    "gain 0.99": lambda x, rate: 0.99 * x,
     "gain 0.9": lambda x, rate: 0.9 * x,
     "rate x 3/4": lambda x, rate: noise.resample(x, "3/4"),
     "low-pass 3.4 kHz": lambda x, rate: noise.low_pass(x, 3400 / rate),
     "MP3 128 kb/s": mp3,
+    "one sample": lambda x, rate: change_middle(x, lambda sample: sample + 1000 / sound.FULL_SCALE),
+    "one lost": lambda x, rate: change_middle(x, torch.zeros_like),
     "cut 100 ms": lambda x, rate: x[rate // 10:],  # the first
 }
 
 
 def attack_pair(model, method, paths, seed):
     """Secret SNR in dB by attack, from 16-bit files. None: lost, nothing could be revealed. NaN: not possible here.
-    A model that is no lattice and whose header is gone is told the secret's length; what a shorter signal lacks
-    is taken as cut off in front, and silent."""
+    A lattice reveals all or nothing; other models reveal what is left, and are told the secret's length where the
+    header is gone; what a shorter signal lacks is taken as cut off in front, and silent."""
     try:
         method.hide(paths["cover"], paths["secret"], paths["stego"])
     except StegoError:
@@ -436,13 +446,11 @@ def attack_pair(model, method, paths, seed):
             scores[name] = math.nan
             continue
         try:
-            stego.reveal(attacked_path, paths["revealed"], model, overwrite=True)
-            revealed = signal(paths["revealed"])
+            stego.reveal(attacked_path, paths["revealed"], model, force=not is_lattice(model), overwrite=True)
         except StegoError:
-            if is_lattice(model):
-                scores[name] = None
-                continue
-            revealed = sound.from_pcm(sound.to_pcm(model.reveal(signal(attacked_path))[1]))
+            scores[name] = None
+            continue
+        revealed = signal(paths["revealed"])
         missing = max(0, len(secret) - len(revealed))
         scores[name] = sound.snr_of(secret, functional.pad(revealed, (missing, 0))[:len(secret)])
     return scores
@@ -526,7 +534,7 @@ def steganalysis(methods, train_pairs, test_pairs, rate, seed, folder, steps=300
         levels = [sound.snr_of(sound.from_pcm(cover), sound.from_pcm(hidden)) for cover, hidden in test]
         return {"stego SNR": mean_interval(levels)[0], "accuracy": accuracy, "AUC": area}
 
-    found = stego.in_order(work, range(len(methods)), "detector")
+    found = in_order(work, range(len(methods)), "detector")
     return [summary(method.name, method.family, [scores]) for method, scores in zip(methods, found)]
 
 
@@ -643,11 +651,13 @@ def measure_speed(model_path, recordings=((10, 1), (60, 2))):
 
 MEMORY_STEP = """
 import resource, sys, torch
-from wavinwav import Config, WavINN
-model = WavINN(Config.paper())
-model.recompute(sys.argv[1] == "1")
+from wavinwav import Config, DenseSubnet, PaperINN
+model = PaperINN(Config.paper())
+for module in model.modules():
+    if isinstance(module, DenseSubnet):
+        module.recompute = sys.argv[1] == "1"
 optimiser = torch.optim.Adam(model.parameters())
-cover, secret = 0.1 * torch.randn(2, 1, 32000)
+cover, secret = 0.1 * torch.randn(2, 1, 32000)  # [B, T] each
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 stego, r = model(cover, secret)
 cover_, secret_ = model.inverse(stego, torch.randn_like(r))
@@ -672,50 +682,22 @@ def measure_memory():
     print(f"ratio {peaks['all activations'] / peaks['recomputed']:.1f}")
 
 
-class RestatedSubnet(nn.Module):
-    """HiNet's dense block as published: every conv reads a new concatenation of all features. To compare with ours."""
-
-    def __init__(self, subnet):
-        super().__init__()
-        self.convs = nn.ModuleList([*subnet.inner, subnet.last])
-
-    def forward(self, x):
-        features = [x]
-        for conv in self.convs[:-1]:
-            features.append(functional.leaky_relu(conv(torch.cat(features, 1)), 0.2))
-        return self.convs[-1](torch.cat(features, 1))
-
-
-def measure_step(rounds=9, blocks=2, seconds=0.5):
-    """Seconds of forward, inverse and backward of the paper preset, with our subnets and with HiNet's, taken in turns."""
-    ours = wavinwav.WavINN(wavinwav.Config.paper(blocks=blocks))
-    theirs = copy.deepcopy(ours)
-    for block in theirs.blocks:
-        block.phi, block.rho, block.eta = map(RestatedSubnet, (block.phi, block.rho, block.eta))
-    cover, secret = 0.1 * torch.randn(2, 2, int(16000 * seconds))
-    times = {"ours": [], "restated": []}
-    for _ in range(rounds + 1):
-        for name, model in (("ours", ours), ("restated", theirs)):
-            start = time.perf_counter()
-            stego, r = model(cover, secret)
-            cover_, secret_ = model.inverse(stego, torch.zeros_like(r))
-            sum((a - b).square().mean() for a, b in ((stego, cover), (cover_, cover), (secret_, secret))).backward()
-            times[name].append(time.perf_counter() - start)
-            model.zero_grad()
-    ours, theirs = (statistics.median(values[1:]) for values in times.values())
-    print(f"a step of {blocks} blocks on 2 x {seconds} s: {ours:.2f} s, HiNet's blocks {theirs:.2f} s, "
-          f"ratio {theirs / ours:.2f}")
-
-
 # ---------------------------------------------------------------- the command
 
+def label_of(model):
+    """What the tables call a model: INN, lattice, robust (an INN with room for noise) or paper."""
+    if isinstance(model, LappedINN):
+        return "robust" if model.config.reserve else "INN"
+    return model.config.preset
+
+
 def load_models(paths):
-    """{label: model}: its preset, or its path where an earlier model has that. No paths: the shipped ones."""
-    shipped = [os.path.join(HERE, name) for name in ("lattice.pt", "wavinwav-affine.pt", "wavinwav-robust.pt")]
+    """{label: model}, or its path where an earlier model has that label. No paths: the shipped ones."""
+    shipped = [os.path.join(HERE, name) for name in ("wavinwav.pt", "lattice.pt", "robust.pt")]
     models = {}
-    for path in paths or [shipped[0], *filter(os.path.exists, shipped[1:])]:
+    for path in paths or filter(os.path.exists, shipped):
         model = stego.load_model(path)
-        label = "robust" if getattr(model.config, "robust", False) else model.config.preset
+        label = label_of(model)
         models[path if label in models else label] = model
     return models
 
@@ -726,6 +708,8 @@ def all_methods(models, snrs):
     for label, model in models.items():
         if is_lattice(model):
             methods += [ours(model, label, snr=snr) for snr in snrs] + [ours(model, label, bits=bits) for bits in (2, 3, 4)]
+        elif label_of(model) == "INN":
+            methods += [ours(model, label, snr=snr) for snr in INN_SNRS]
         else:
             methods.append(ours(model, label))
     return methods + [lsb(bits) for bits in (4, 6, 8)] + [frequency_chop()] + [opus(kbps) for kbps in (20, 32, 60)]
@@ -763,7 +747,7 @@ def evaluate(args, folder):
                     for label, model in (models.items() if args.attacks else ())]
         return rows, [bound(cover, secret, level) for level in levels], attacked
 
-    found = list(stego.in_order(work, range(len(pairs)), "pair"))
+    found = list(in_order(work, range(len(pairs)), "pair"))
     rows = dict(zip(methods, zip(*(rows for rows, _, _ in found))))
     bounds = {level: [{"stego SNR": float(level), "secret SNR": found[i][1][k]} for i in range(len(pairs))]
               for k, level in enumerate(levels)}
@@ -814,14 +798,11 @@ def main(argv=None):
     parser.add_argument("--json", metavar="FILE", help="write the tables, the settings and every pair's scores")
     parser.add_argument("--speed", action="store_true", help="time hide and reveal of ten minutes and of an hour instead")
     parser.add_argument("--memory", action="store_true", help="measure a training step of the paper preset instead")
-    parser.add_argument("--step", action="store_true", help="time such a step instead, beside HiNet's blocks")
     args = parser.parse_args(argv)
-    if args.step:
-        return measure_step()
     if args.memory:
         return measure_memory()
     if args.speed:
-        return measure_speed(args.model[0] if args.model else os.path.join(HERE, "lattice.pt"))
+        return measure_speed(args.model[0] if args.model else os.path.join(HERE, "wavinwav.pt"))
     if bool(args.data_dir) == bool(args.cover) or bool(args.cover) != bool(args.secret):
         parser.error("give --data_dir, or --cover and --secret")
     if args.steganalysis and (args.cover or os.path.realpath(args.steganalysis) == os.path.realpath(args.data_dir)):

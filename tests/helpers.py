@@ -19,7 +19,7 @@ import wavinwav
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 COVER, SECRET = (os.path.join(ROOT, "examples", f"{name}.wav") for name in ("cover", "secret"))
-LATTICE, AFFINE = (os.path.join(ROOT, f"{name}.pt") for name in ("lattice", "wavinwav-affine"))
+LATTICE, INN = (os.path.join(ROOT, f"{name}.pt") for name in ("lattice", "wavinwav"))
 
 # A header as the format WIW4 had it, of 16000 samples with a secret of 8000 and no key.
 FORMER_HEADER = bytes.fromhex("000000000000000000000000fbcb63938634f8d8aa69ba"
