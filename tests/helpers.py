@@ -30,7 +30,7 @@ QUICK = [
     "--crop", "0.25", "--batch_size", "2", "--val_pairs", "4", "--log_every", "2",
     "--val_every", "4", "--save_every", "2", "--warmup", "2", "--no_progress", "--workers", "0",
     "--device", "cpu"]
-TINY = ["--bands", "96", "--growth", "4", *QUICK]
+TINY = ["--bands", "16", "--carriers", "16", "--growth", "4", *QUICK]
 TINY_PAPER = ["--preset", "paper", "--blocks", "2", "--growth", "4", *QUICK]
 TINY_LATTICE = ["--preset", "lattice", "--growth", "4", *QUICK]
 

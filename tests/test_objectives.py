@@ -34,7 +34,7 @@ from helpers import (
     weights,
 )
 from lattice_objective import table_settings
-from objective import AffineObjective, snr
+from objective import LappedObjective, snr
 
 SHORT = ["--crop", "0.134"]  # just the longest window of the discriminator
 HUB = '''
@@ -159,7 +159,7 @@ def test_discriminator_learns_from_waves_that_are_detached(data, model, tmp_path
     saved = wavinwav.read_checkpoint(tmp_path / "last.pt")["training"]["adversary"]
     adversary.load_state_dict(saved)
     before = {name: value.clone() for name, value in adversary.network.state_dict().items()}
-    objective = AffineObjective(network.train(), args, torch.device("cpu"), contextlib.nullcontext)
+    objective = LappedObjective(network.train(), args, torch.device("cpu"), contextlib.nullcontext)
     cover, secret = (voices(4, 0.132, seed) for seed in (30, 40))
     optimiser, verdicts, matches = torch.optim.Adam(network.parameters(), 1e-3), [], []
     for _ in range(8):
@@ -190,7 +190,7 @@ def test_wavlm_brings_its_distance_down(data, model, hub):
     flags = ["--data_dir", data, *TINY, "--wavlm_source", hub, "--wavlm_weight", 30, "--snr", 0.1]
     args, _ = train.parse_arguments([str(flag) for flag in flags])
     network = wavinwav.load(model).train()
-    objective = AffineObjective(network, args, torch.device("cpu"), contextlib.nullcontext)
+    objective = LappedObjective(network, args, torch.device("cpu"), contextlib.nullcontext)
     names = network.state_dict()
     assert not any("wavlm" in name for name in names), "the teacher stays out of checkpoints"
     cover, secret = (voices(2, 0.996, seed) for seed in (30, 40))
@@ -282,7 +282,7 @@ def test_noise_is_the_same_wherever_a_batch_is_shared(data, model):
     """Of one kind and strength on all processes, whatever the numbers of their pairs are."""
     flags = ["--data_dir", data, *TINY, "--noise", "gain:-9:9,identity,lowpass:2000:7000"]
     args, _ = train.parse_arguments([str(flag) for flag in flags])
-    objective = AffineObjective(wavinwav.load(model), args, "cpu", contextlib.nullcontext)
+    objective = LappedObjective(wavinwav.load(model), args, "cpu", contextlib.nullcontext)
     stego, drawn = voices(2, 0.5, 30), set()
     for batch in range(20):
         changed = [objective.change(stego, torch.tensor(numbers), batch)
@@ -296,7 +296,7 @@ def test_noise_keeps_to_each_pair(data, model):
     """Two processes, that have every other pair, change them as one that has all."""
     flags = ["--data_dir", data, *TINY, "--noise", "gaussian,dropout:0.1,speckle"]
     args, _ = train.parse_arguments([str(flag) for flag in flags])
-    objective = AffineObjective(wavinwav.load(model), args, "cpu", contextlib.nullcontext)
+    objective = LappedObjective(wavinwav.load(model), args, "cpu", contextlib.nullcontext)
     stego = voices(4, 0.5, 30)
     for batch in range(5):
         whole = objective.change(stego, torch.arange(4), batch)
