@@ -16,8 +16,8 @@ from torchaudio.functional import resample
 
 import sound
 import stego
-from container import DENSE
-from helpers import AFFINE, FORMER_HEADER, LATTICE, finish, launch, run_stego, voice
+from container import DENSE, SPARSE
+from helpers import FORMER_HEADER, INN, LATTICE, finish, launch, run_stego, voice
 
 
 @pytest.fixture(scope="module")
@@ -77,23 +77,27 @@ def folder(tmp_path_factory):
     torch.save(content | {"config": content["config"] | {"bands": -1}}, folder / "no_bands.pt")
     torch.save(content | {"config": content["config"] | {"colour": 1}}, folder / "colour.pt")
     torch.save(content["state_dict"], folder / "weights.pt")
+    content = torch.load(INN, weights_only=True)
+    for name, field in (("growth", {"growth": 8}), ("carriers", {"carriers": 65})):
+        torch.save(content | {"config": content["config"] | field}, folder / f"{name}.pt")
     # stegos
-    lattice, affine = stego.load_model(LATTICE), stego.load_model(AFFINE)
+    inn, lattice = stego.load_model(INN), stego.load_model(LATTICE)
     for name, cover_name, model, key in (
-            ("good", "cover", lattice, None), ("keyed", "cover", lattice, b"open sesame"),
-            ("affine", "cover", affine, None), ("stereo", "cover2", lattice, None)):
+            ("good", "cover", inn, None), ("keyed", "cover", inn, b"open sesame"),
+            ("lattice", "cover", lattice, None), ("stereo", "cover2", inn, None)):
         paths = [str(folder / f"{name}.wav") for name in (cover_name, "secret", name)]
         stego.hide(*paths, model, key=key)
     x = soundfile.read(folder / "good.wav", dtype="int16")[0]
     two = soundfile.read(folder / "stereo.wav", dtype="int16")[0]
-    for place in (0, 500, 9000, 15990):
+    for place in (0, 501, 9000, 15990):
         y = x.copy()
         y[place] ^= 1
         write(f"changed{place}.wav", y)
     write("ends_early.wav", x[:-1])
     write("begins_late.wav", x[1:])
     write("appended.wav", np.append(x, x[:5]))
-    write("header_only.wav", x[:200])
+    write("header_only.wav", x[:SPARSE.header_samples])
+    write("lattice_header.wav", soundfile.read(folder / "lattice.wav", dtype="int16")[0][:200])
     former = torch.from_numpy(x.astype(np.int32))
     DENSE.write(former[:DENSE.header_samples], FORMER_HEADER)
     write("former.wav", former.numpy().astype(np.int16))
@@ -154,9 +158,11 @@ FAULTS = [
      "three.wav has 3 channels, and one or two can be used; mix it down first"),
     (hiding(secret="six.wav"), "six.wav has 6 channels"),
     (hiding("tiny.wav", "one.wav"),
+     "tiny.wav has 600 samples, too short to hide anything in; a cover needs at least 1888"),
+    (hiding("tiny.wav", "one.wav", "--model", LATTICE),
      "tiny.wav has 600 samples, too short to hide anything in; a cover needs at least 748"),
     (hiding("one.wav", "one.wav"), "one.wav has 1 samples, too short"),
-    (hiding("small.wav", "small.wav", "--snr", "90"),
+    (hiding("small.wav", "small.wav", "--snr", "90", "--model", LATTICE),
      "small.wav: the cover is too short for this secret; take a longer cover"),
     (hiding(secret="long.wav"),
      r"long.wav lasts 1.500 s, longer than its cover's 1.000 s; cut it, or take a longer cover"),
@@ -172,7 +178,7 @@ FAULTS = [
     (("hide", "cover.wav", "secret.wav", "-o", "out.ogg"), "out.ogg: only WAV and FLAC"),
     (("hide", "cover.wav", "secret.wav", "-o", "out"), "out: only WAV and FLAC"),
     (("hide", "cover.wav", "secret.wav", "-o", "sub"), "sub: only WAV and FLAC"),
-    ((*HIDE, "--snr", "nan"), "a stego SNR of nan dB makes no sense; give a number such as 52"),
+    ((*HIDE, "--snr", "nan"), "a stego SNR of nan dB makes no sense; give one from 0 to 120"),
     ((*HIDE, "--snr", "inf"), "a stego SNR of inf dB makes no sense"),
     ((*HIDE, "--snr", "loud"),
      "argument --snr: invalid float value: 'loud'; see stego.py hide --help"),
@@ -207,6 +213,8 @@ FAULTS = [
      "no_bands.pt holds a model that does not fit its own description"),
     ((*HIDE, "--model", "colour.pt"),
      "colour.pt holds a model that does not fit its own description"),
+    ((*HIDE, "--model", "growth.pt"), "growth.pt holds a model that does not fit"),
+    ((*HIDE, "--model", "carriers.pt"), "carriers.pt holds a model that does not fit"),
     (revealing("missing.wav"), "missing.wav does not exist"),
     (revealing("sub"), "sub is a folder"),
     (revealing("text.wav"), "text.wav cannot be read as audio"),
@@ -215,32 +223,35 @@ FAULTS = [
     (revealing("cover.wav"), "cover.wav: " + GONE),
     (revealing("cover.wav", "--key-file", "key"), "cover.wav: " + GONE),
     (revealing("cover2.wav"), "cover2.wav: " + GONE),
-    (revealing("cover.wav", "--model", AFFINE), "cover.wav: " + GONE),
-    (revealing("cover.wav", "--force"), "cover.wav: " + GONE),
+    (revealing("cover.wav", "--model", LATTICE), "cover.wav: " + GONE),
+    (revealing("cover.wav", "--force", "--model", LATTICE), "cover.wav: " + GONE),
     (revealing("keyed.wav"), "keyed.wav: " + GONE),
-    (revealing("keyed.wav", "--force"), "keyed.wav: " + GONE),
+    (revealing("keyed.wav", "--force", "--model", LATTICE),
+     "keyed.wav: " + GONE),
     (revealing("keyed.wav", "--key-file", "wrong"), "keyed.wav: " + GONE),
     (revealing("good.wav", "--key-file", "key"), "good.wav: " + GONE),
-    (revealing("affine.wav"),
-     "affine.wav: the secret was hidden with another model; give it with --model"),
-    (revealing("good.wav", "--model", AFFINE),
+    (revealing("lattice.wav"),
+     "lattice.wav: the secret was hidden with another model; give it with --model"),
+    (revealing("good.wav", "--model", LATTICE),
      "good.wav: the secret was hidden with another model"),
     (revealing("former.wav"),
      "former.wav: the secret was hidden by another version of WavInWav; reveal it with that "),
-    (revealing("former.wav", "--model", AFFINE, "--force"),
+    (revealing("former.wav", "--model", LATTICE, "--force"),
      "former.wav: the secret was hidden by another version of WavInWav"),
     (revealing("changed0.wav"), "changed0.wav: " + GONE),
-    (revealing("changed500.wav"),
-     "changed500.wav: it was changed after it was made; .* reveal what is left with --force"),
+    (revealing("changed501.wav"),
+     "changed501.wav: it was changed after it was made; .* reveal what is left with --force"),
     (revealing("changed9000.wav"), "changed9000.wav: it was changed after it was made"),
     (revealing("changed15990.wav"), "changed15990.wav: it was changed after it was made"),
     (revealing("appended.wav"), "appended.wav: it was changed after it was made"),
     (revealing("ends_early.wav"), "ends_early.wav: it was cut: 15999 of 16000 samples are left"),
     (revealing("truncated.wav"), "truncated.wav: it was cut: 13500 of 16000 samples are left"),
     (revealing("begins_late.wav"), "begins_late.wav: " + GONE),
-    (revealing("header_only.wav"), "header_only.wav: it was cut: 200 of 16000 samples are left"),
-    (revealing("header_only.wav", "--force"),
-     "header_only.wav: the secret was changed or cut off; nothing is left of it"),
+    (revealing("header_only.wav"), "header_only.wav: it was cut: 1376 of 16000 samples are left"),
+    (revealing("lattice_header.wav", "--model", LATTICE),
+     "lattice_header.wav: it was cut: 200 of 16000 samples are left"),
+    (revealing("lattice_header.wav", "--force", "--model", LATTICE),
+     "lattice_header.wav: the secret was changed or cut off; nothing is left of it"),
     (revealing("scaled.wav"), "scaled.wav: " + GONE),
     (revealing("resampled.wav"), "resampled.wav: " + GONE),
     (revealing("good.mp3"), "good.mp3: " + GONE),
@@ -304,8 +315,8 @@ def test_force_reveals_what_is_left(folder):
         code, out, err = run_stego(folder, "reveal", name, *forced)
         assert code == 0 and "0.50 s revealed" in out and err == ""
         assert soundfile.info(folder / "forced.wav").frames == 8000
-    code, out, _ = run_stego(folder, "reveal", "resampled.wav", *forced, "--model", AFFINE)
-    assert code == 0 and "1.00 s revealed" in out, "an affine model needs no header"
+    code, out, _ = run_stego(folder, "reveal", "resampled.wav", *forced)
+    assert code == 0 and "1.00 s revealed" in out, "an INN needs no header"
     os.remove(folder / "forced.wav")
 
 
@@ -336,7 +347,7 @@ def test_fuzz(folder, tmp_path):
     def hang(*_):
         raise Hang
 
-    rng, models = random.Random(0), [stego.load_model(LATTICE), stego.load_model(AFFINE)]
+    rng, models = random.Random(0), [stego.load_model(LATTICE), stego.load_model(INN)]
     soundfile.write(tmp_path / "short.wav", soundfile.read(folder / "cover.wav")[0][:3000], 16000)
     soundfile.write(tmp_path / "flac.flac", soundfile.read(folder / "cover.wav")[0][:3000], 16000)
     sources = []
@@ -345,7 +356,7 @@ def test_fuzz(folder, tmp_path):
             paths = str(tmp_path / cover), str(folder / "one.wav"), str(tmp_path / out)
             stego.hide(*paths, model, overwrite=True)
             sources.append((model, os.path.splitext(out)[1], (tmp_path / out).read_bytes()))
-    sources += [(None, ".pt", open(path, "rb").read()) for path in (LATTICE, LATTICE, AFFINE)]
+    sources += [(None, ".pt", open(path, "rb").read()) for path in (LATTICE, LATTICE, INN)]
     before = signal.signal(signal.SIGALRM, hang)
     refused = 0
     try:

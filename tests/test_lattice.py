@@ -12,7 +12,7 @@ import quantiser
 import wavinwav
 from cells import SEGMENT, parts_of, read_words
 from container import DENSE, Cipher, Damaged, Header, NoSecret, OtherModel, sealed
-from helpers import AFFINE, LATTICE, SECRET, pcm, snr, speechlike
+from helpers import INN, LATTICE, SECRET, pcm, snr, speechlike
 from lattice import Lattice, LatticeConfig
 
 
@@ -371,10 +371,10 @@ def test_file_round_trip(model, tmp_path):
 
 
 def test_each_module_loads_its_own_models(tmp_path):
-    with pytest.raises(ValueError, match="lattice.pt holds a lattice: load it with lattice.load"):
+    with pytest.raises(ValueError, match="lattice.pt is a lattice model, which lattice.load reads"):
         wavinwav.load(LATTICE)
-    with pytest.raises(ValueError, match="affine.pt holds no lattice: load it with wavinwav.load"):
-        lattice.load(AFFINE)
+    with pytest.raises(ValueError, match="wavinwav.pt holds no lattice: load it with wavinwav.load"):
+        lattice.load(INN)
     content = wavinwav.read_checkpoint(LATTICE)
     torch.save(content | {"config": content["config"] | {"growth": 8}}, tmp_path / "growth.pt")
     with pytest.raises(ValueError, match="growth.pt holds a model that does not fit"):

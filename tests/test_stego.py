@@ -19,8 +19,11 @@ from torchaudio.functional import resample
 import cells
 import sound
 import stego
-from helpers import AFFINE, COVER, LATTICE, ROOT, SECRET, run_stego, voice
+from helpers import COVER, INN, LATTICE, ROOT, SECRET, run_stego, voice
 from lattice import Lattice
+
+
+EITHER = pytest.mark.parametrize("model", [LATTICE, INN], ids=["lattice", "INN"])
 
 
 def run(*words, expect=0):
@@ -39,12 +42,13 @@ def snr(reference, estimate):
 
 
 @pytest.mark.parametrize("options, least", [
-    ([], (51.8, 60)), (["--snr", 58], (57.8, 50)), (["--model", AFFINE], (24, 12))],
-    ids=["default", "58 dB", "affine"])
+    ([], (45.8, 37)), (["--snr", 40], (39.8, 43)), (["--model", LATTICE], (51.8, 60)),
+    (["--model", LATTICE, "--snr", 58], (57.8, 50))],
+    ids=["default", "40 dB", "lattice", "lattice, 58 dB"])
 def test_examples_hide_and_reveal(tmp_path, options, least):
     hidden, revealed = tmp_path / "stego.wav", tmp_path / "secret.wav"
     stego_snr, secret_snr = printed_snrs(run("hide", COVER, SECRET, "-o", hidden, *options).stdout)
-    run("reveal", hidden, "-o", revealed, *(options if AFFINE in options else []))
+    run("reveal", hidden, "-o", revealed, *(options[:2] if LATTICE in options else []))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["secret.wav", "stego.wav"]
     info = soundfile.info(hidden)
     assert (info.format, info.subtype, info.samplerate) == ("WAV", "PCM_16", 16000)
@@ -54,20 +58,22 @@ def test_examples_hide_and_reveal(tmp_path, options, least):
     assert len(found) == len(secret), "the true length travels in the file"
     assert abs(snr(cover, written) - stego_snr) < 0.01
     assert abs(snr(secret, found) - secret_snr) < 0.01
-    assert stego_snr > least[0] and secret_snr > least[1]
+    assert least[0] < stego_snr < least[0] + 1 and secret_snr > least[1]
 
 
 def test_lossless_where_the_cover_has_room(tmp_path):
-    done = run("hide", COVER, SECRET, "-o", tmp_path / "stego.wav", "--snr", 36)
+    done = run("hide", COVER, SECRET, "-o", tmp_path / "stego.wav", "--snr", 36,
+               "--model", LATTICE)
     assert "secret lossless" in done.stdout
-    run("reveal", tmp_path / "stego.wav", "-o", tmp_path / "found.wav")
+    run("reveal", tmp_path / "stego.wav", "-o", tmp_path / "found.wav", "--model", LATTICE)
     found, secret = (
         soundfile.read(path, dtype="int16")[0] for path in (tmp_path / "found.wav", SECRET))
     assert np.array_equal(found, secret)
 
 
-@pytest.mark.parametrize("rate, model", [(8000, LATTICE), (24000, AFFINE), (48000, LATTICE)],
-                         ids=["8000", "24000, affine", "48000"])
+@pytest.mark.parametrize("rate, model", [
+    (8000, LATTICE), (48000, LATTICE), (8000, INN), (24000, INN), (48000, INN)],
+    ids=["8000, lattice", "48000, lattice", "8000, INN", "24000, INN", "48000, INN"])
 def test_secret_is_brought_to_the_rate_of_the_cover(tmp_path, rate, model):
     """Another rate, two channels, another format; a cover that fills no whole number of frames."""
     soundfile.write(tmp_path / "cover.flac", voice(2.0003, rate, 1), rate)
@@ -82,7 +88,7 @@ def test_secret_is_brought_to_the_rate_of_the_cover(tmp_path, rate, model):
     assert abs(found.frames / rate - 1.5) < 0.02
 
 
-@pytest.mark.parametrize("model", [LATTICE, AFFINE], ids=["lattice", "affine"])
+@EITHER
 def test_a_secret_of_the_same_length_and_one_sample(tmp_path, model):
     for seconds, samples in ((1, 16000), (1 / 16000, 1)):
         soundfile.write(tmp_path / "cover.wav", voice(1, 16000, 1), 16000)
@@ -95,10 +101,9 @@ def test_a_secret_of_the_same_length_and_one_sample(tmp_path, model):
 
 
 @pytest.mark.parametrize("kind", ["square", "clipped", "noise"])
-@pytest.mark.parametrize("model", [LATTICE, AFFINE], ids=["lattice", "affine"])
+@EITHER
 def test_covers_at_full_scale(tmp_path, kind, model, capsys):
-    """The lattice takes the neighbouring cell, and nothing clips; an affine model turns the cover
-    down, and says so."""
+    """The lattice takes the neighbouring cell, the INN limits the cover: nothing clips."""
     x = voice(2, 16000, 1)
     noise = np.random.default_rng(0).uniform(-1, 1, len(x))
     loud = {"square": np.sign(x), "clipped": np.clip(20 * x, -1, 1), "noise": noise}[kind]
@@ -107,22 +112,22 @@ def test_covers_at_full_scale(tmp_path, kind, model, capsys):
     for name, cover in (("loud", loud), ("half", loud / 2)):
         soundfile.write(tmp_path / "cover.wav", cover, 16000)
         paths = [str(tmp_path / f"{part}.wav") for part in ("cover", "secret", "stego")]
+        level = "58" if model == LATTICE else "46"
         stego.main(["hide", *paths[:2], "-o", paths[2], "--model", model, "--overwrite",
-                    "--snr", "58"])
+                    "--snr", level])
         out, err = capsys.readouterr()
         found.append(math.inf if "lossless" in out else printed_snrs(out)[1])
-        if model == LATTICE:
-            assert err == ""
-        elif name == "loud":
-            assert "cover.wav was turned down by" in err
+        assert err == "" and found[-1] > 20
+        assert soundfile.read(paths[2], dtype="int16")[0].astype(int).min() >= -32768
+    print(found)
     assert found[0] > found[1] - 3 or found[1] == math.inf
 
 
 LATTICE_MODULES = "container", "cells", "coder", "quantiser", "lattice", "wavinwav"
 
 
-@pytest.mark.parametrize("modules, model", [(["wavinwav"], AFFINE), (LATTICE_MODULES, LATTICE)],
-                         ids=["affine", "lattice"])
+@pytest.mark.parametrize("modules, model", [(["wavinwav"], INN), (LATTICE_MODULES, LATTICE)],
+                         ids=["INN", "lattice"])
 def test_files_copied_alone_are_enough(tmp_path, modules, model):
     """They need torch and the standard library only."""
     for module in modules:
@@ -147,19 +152,21 @@ print(model.reveal(stego)[1].shape, (model.reveal(stego, r)[1] - secret).abs().m
     assert done.stdout.strip() == "torch.Size([16000]) True", done.stderr
 
 
+@EITHER
 @pytest.mark.parametrize("rate", [8000, 44100, 96000])
 @pytest.mark.parametrize("channels, secret_channels", [(1, 1), (2, 1), (2, 2), (1, 2)])
-def test_any_rate_and_channels(tmp_path, rate, channels, secret_channels, capsys):
+def test_any_rate_and_channels(tmp_path, model, rate, channels, secret_channels, capsys):
     def sound(n, seed):
         return np.stack([0.3 * voice(0.3, rate, seed + 10 * c) for c in range(n)], 1)
 
     soundfile.write(tmp_path / "cover.flac", sound(channels, 1), rate)
     soundfile.write(tmp_path / "secret.wav", sound(secret_channels, 2), rate)
-    model = stego.load_model(LATTICE)
+    model = stego.load_model(model)
     names = "cover.flac", "secret.wav", "stego.flac", "found.wav"
     paths = [str(tmp_path / name) for name in names]
     stego_snr, secret_snr = stego.hide(*paths[:3], model)
-    assert stego_snr > 51.4 and secret_snr > 30
+    least = (51.4, 30) if isinstance(model, Lattice) else (45.4, 20 if rate == 8000 else 30)
+    assert stego_snr > least[0] and secret_snr > least[1], "of 2400 samples, an INN's header is much"
     assert ("mixed to one channel" in capsys.readouterr().err) == (channels < secret_channels)
     stego.reveal(paths[2], paths[3], model)
     info = soundfile.info(paths[3])
@@ -169,7 +176,7 @@ def test_any_rate_and_channels(tmp_path, rate, channels, secret_channels, capsys
 
 @pytest.mark.parametrize("subtype, depth", [
     ("PCM_U8", 16), ("PCM_16", 16), ("PCM_24", 24), ("PCM_32", 24), ("FLOAT", 24), ("DOUBLE", 24)])
-@pytest.mark.parametrize("model", [LATTICE, AFFINE], ids=["lattice", "affine"])
+@EITHER
 def test_any_cover(tmp_path, subtype, depth, model):
     soundfile.write(tmp_path / "cover.wav", voice(0.3, 16000, 1), 16000, subtype=subtype)
     soundfile.write(tmp_path / "secret.wav", 0.3 * voice(0.3, 16000, 2), 16000)
@@ -219,8 +226,7 @@ def test_pipes(tmp_path):
     assert soundfile.info(io.BytesIO(revealed.stdout)).frames == 8000
 
 
-@pytest.mark.parametrize("model", [LATTICE, AFFINE], ids=["lattice", "affine"])
-def test_piece_by_piece_is_the_same_as_in_one(tmp_path, model, monkeypatch, fixed_nonce):
+def test_part_by_part_is_the_same_as_in_one(tmp_path, monkeypatch):
     """Files in parts, over processes, and all of it in memory: the same samples. The secret is
     resampled on the way."""
     monkeypatch.setattr(cells, "PART_SEGMENTS", 30)
@@ -228,29 +234,22 @@ def test_piece_by_piece_is_the_same_as_in_one(tmp_path, model, monkeypatch, fixe
     x, y = np.stack([voice(4, 16000, 1), 0.5 * voice(4, 16000, 2)], 1) / 2, voice(3.9, 22050, 3)
     soundfile.write(tmp_path / "cover.wav", x, 16000)
     soundfile.write(tmp_path / "secret.wav", y, 22050)
-    model = stego.load_model(model)
+    model = stego.load_model(LATTICE)
     paths = [str(tmp_path / name) for name in ("cover.wav", "secret.wav", "stego.wav", "found.wav")]
-    stego.hide(*paths[:3], model, key="k" if model.config.preset == "lapped" else None)
-    stego.reveal(*paths[2:], model, key="k" if model.config.preset == "lapped" else None)
-    if isinstance(model, Lattice):
-        cover = torch.from_numpy(soundfile.read(paths[0], dtype="float32")[0].T)
-        decoded = sound.decode(paths[0], paths[0], tmp_path)
-        decoded = stego.read_secret(paths[1], paths[1], tmp_path, decoded)
-        secret = decoded.read() / sound.FULL_SCALE
-        at_once = torch.from_numpy(soundfile.read(paths[1], dtype="float32")[0])
-        at_once = resample(at_once, 22050, 16000)
-        assert len(at_once) == len(secret) and (at_once - secret).abs().max() < 1 / sound.FULL_SCALE
-        hidden, _ = model.hide(cover, secret)
-        assert torch.equal(hidden.T, torch.from_numpy(soundfile.read(paths[2], dtype="float32")[0]))
-        found = torch.from_numpy(soundfile.read(paths[3], dtype="float32")[0])
-        rounding = (model.reveal(hidden)[1] - found).abs().max()
-        assert rounding < 0.51 / sound.FULL_SCALE
-    else:
-        secret, found = (soundfile.read(path)[0] for path in (paths[1], paths[3]))
-        secret = resample(torch.from_numpy(secret), 22050, 16000)[:len(found)]
-        assert sound.snr_of(secret, torch.from_numpy(found)) > 10
-        with pytest.raises(sound.StegoError, match="key is another"):
-            stego.reveal(*paths[2:], model, overwrite=True)
+    stego.hide(*paths[:3], model)
+    stego.reveal(*paths[2:], model)
+    cover = torch.from_numpy(soundfile.read(paths[0], dtype="float32")[0].T)
+    decoded = sound.decode(paths[0], paths[0], tmp_path)
+    decoded = stego.read_secret(paths[1], paths[1], tmp_path, decoded)
+    secret = decoded.read() / sound.FULL_SCALE
+    at_once = torch.from_numpy(soundfile.read(paths[1], dtype="float32")[0])
+    at_once = resample(at_once, 22050, 16000)
+    assert len(at_once) == len(secret) and (at_once - secret).abs().max() < 1 / sound.FULL_SCALE
+    hidden, _ = model.hide(cover, secret)
+    assert torch.equal(hidden.T, torch.from_numpy(soundfile.read(paths[2], dtype="float32")[0]))
+    found = torch.from_numpy(soundfile.read(paths[3], dtype="float32")[0])
+    rounding = (model.reveal(hidden)[1] - found).abs().max()
+    assert rounding < 0.51 / sound.FULL_SCALE
 
 
 def test_ten_minutes_are_the_same_as_in_one(tmp_path):
@@ -260,9 +259,11 @@ def test_ten_minutes_are_the_same_as_in_one(tmp_path):
     paths = [str(tmp_path / name) for name in ("cover.wav", "secret.wav", "stego.wav", "found.wav")]
     soundfile.write(paths[0], x, 8000)
     soundfile.write(paths[1], y, 8000)
-    run = [sys.executable, os.path.join(ROOT, "stego.py")]
-    subprocess.run([*run, "hide", *paths[:2], "-o", paths[2]], check=True, capture_output=True)
-    subprocess.run([*run, "reveal", paths[2], "-o", paths[3]], check=True, capture_output=True)
+    run, lattice = [sys.executable, os.path.join(ROOT, "stego.py")], ["--model", LATTICE]
+    subprocess.run([*run, "hide", *paths[:2], "-o", paths[2], *lattice], check=True,
+                   capture_output=True)
+    subprocess.run([*run, "reveal", paths[2], "-o", paths[3], *lattice], check=True,
+                   capture_output=True)
     model = stego.load_model(LATTICE)
     cover, secret, written, found = (torch.from_numpy(soundfile.read(path)[0]) for path in paths)
     hidden, _ = model.hide(cover, secret, sample_rate=8000)
