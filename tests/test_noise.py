@@ -97,3 +97,9 @@ def test_what_makes_no_sense_is_refused(pool, message):
         NoiseLayer(pool, RATE)
     assert pool.split(",")[-1].split(":")[0] in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_each_purpose_has_seeds_of_its_own():
+    purposes = ("noise", "z", "settings", "batch", "snr", "rounding")
+    seeds = [noise.seeds_of(run, range(100), purpose) for run in (0, 1) for purpose in purposes]
+    assert len(set(sum(seeds, []))) == 2 * 6 * 100

@@ -135,6 +135,10 @@ def test_robust_stage_reveals_better_and_hides_the_same(data, model, tmp_path):
     first = wavinwav.load(model).state_dict()
     second = wavinwav.load(tmp_path / "last.pt").state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
+    added = second.keys() - first.keys()
+    assert added == {f"robust_{name}" for name in first if name.startswith("conditioner.")}
+    moved = [name for name in added if not torch.equal(second[name], first[name[len("robust_"):]])]
+    assert len(moved) > len(added) / 2
 
 
 def test_discriminator_learns_from_waves_that_are_detached(data, tmp_path):
@@ -333,6 +337,23 @@ def test_noise_keeps_to_each_pair(data, model):
         for rank in (0, 1):
             part = objective.change(stego[rank::2], torch.arange(4)[rank::2], batch)
             assert (part - whole[rank::2]).abs().max() <= 1 / 32768
+
+
+def test_random_numbers_keep_to_each_pair(model):
+    """The stego's SNR and what rounding does, in training."""
+    args, _ = train.parse_arguments(["--data_dir", "x", *TINY])
+    objective = LappedObjective(wavinwav.load(model).train(), args, "cpu", contextlib.nullcontext)
+    cover, secret = voices(4, 0.5, 30), voices(4, 0.5, 40)
+
+    def stego(part, numbers):
+        return objective(cover[part], secret[part], torch.tensor(numbers), 0)[2]["stego"].detach()
+
+    whole = stego(slice(None), [0, 1, 2, 3])
+    assert snr(whole[1::2], stego(slice(1, None, 2), [1, 3])).min() > 80
+    assert snr(whole[1::2], stego(slice(1, None, 2), [5, 7])).max() < 60
+    levels = [snr(cover, stego(slice(None), [n, n + 1, n + 2, n + 3])) for n in range(0, 40, 4)]
+    levels = torch.stack(levels)
+    assert levels.min() < 43 and levels.max() > 47, "it is varied around 46 dB"
 
 
 def test_dataset_by_name(data, tmp_path):
