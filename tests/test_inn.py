@@ -1,0 +1,190 @@
+"""The shipped INN through files: parts, keys, headers that are lost, and its dither itself."""
+
+import os
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import methods
+import sound
+import stego
+import wavinwav
+from container import SPARSE, Cipher, Header
+from helpers import INN, likeness, pcm, snr, voice
+from methods import InnMethod
+from sound import FULL_SCALE, StegoError
+
+NAMES = "cover.wav", "secret.wav", "stego.wav", "found.wav"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return wavinwav.load(INN)
+
+
+@pytest.fixture
+def paths(tmp_path):
+    """A pair of 3 s, and the names of what is to be made of it."""
+    paths = [str(tmp_path / name) for name in NAMES]
+    for seed in (0, 1):
+        soundfile.write(paths[seed], 0.5 * voice(3, 16000, seed), 16000)
+    return paths
+
+
+def samples(path):
+    return torch.from_numpy(soundfile.read(path, dtype="int16", always_2d=True)[0].T.astype(np.int32))
+
+
+def signal(path):
+    return samples(path).double() / FULL_SCALE
+
+
+def coefficients(x):
+    """Of whole frames of a signal [1, T], as one vector."""
+    return wavinwav.lapped(x[:, :x.shape[1] // 64 * 64].double(), 64).flatten()
+
+
+def assert_as_in_memory(model, paths, key, tmp_path):
+    """Each part of a file's stego and secret is what `embed` and `extract` make of it alone."""
+    x, y, written, found = (samples(path) for path in paths)
+    first = written.T.flatten()
+    header, cipher = Header.read(first, key, InnMethod(model).fingerprint(), SPARSE)
+    code = torch.full((len(x),), float(header.setting))
+    method = InnMethod(model)
+    parts = method.parts(sound.decode(paths[0], paths[0], tmp_path))
+    y = torch.nn.functional.pad(y, (0, x.shape[1] - y.shape[1])).expand_as(x)
+    parity = method.parity(header, cipher, len(x))
+    for index, start, stop in parts:
+        dither = method.dither(cipher, index, (len(x), stop - start))
+        stego_, _ = model.embed(x[:, start:stop] / FULL_SCALE, y[:, start:stop] / FULL_SCALE, code,
+                                dither, parity=None if index else parity)
+        end = stop if stop < x.shape[1] else stop - SPARSE.seal_samples
+        ours = (stego_ * FULL_SCALE).round().int()[:, :end - start]
+        assert torch.equal(ours, written[:, start:end])
+        secret = model.extract(written[:, start:stop] / FULL_SCALE, code, dither)[1]
+        secret = secret.mean(0, keepdim=True) if len(found) == 1 else secret
+        secret = torch.from_numpy(sound.to_pcm(secret).astype(np.int32))[:, :found.shape[1] - start]
+        assert torch.equal(secret, found[:, start:stop])
+    return parts
+
+
+@pytest.mark.parametrize("channels, key", [(1, None), (2, "open sesame")])
+def test_parts_are_what_they_are_alone(model, tmp_path, paths, channels, key, monkeypatch):
+    monkeypatch.setattr(methods, "PART", 20000)
+    x = np.stack([voice(4, 16000, 3), 0.5 * voice(4, 16000, 4)], 1)[:, :channels] / 2
+    soundfile.write(paths[0], x, 16000)
+    soundfile.write(paths[1], voice(3.7, 16000, 5), 16000)
+    stego.hide(*paths[:3], model, key=key)
+    stego.reveal(*paths[2:], model, key=key)
+    assert len(assert_as_in_memory(model, paths, key, tmp_path)) == 4
+    assert snr(signal(paths[1]), signal(paths[3])) > 30
+
+
+def test_ten_minutes_in_parts_of_their_usual_size(model, tmp_path):
+    louder = np.linspace(0.3, 1, 160_000)
+    paths = [str(tmp_path / name) for name in NAMES]
+    for seed in (0, 1):
+        x = np.resize(voice(20, 8000, seed) * louder, 600 * 8000 - seed)
+        soundfile.write(paths[seed], x, 8000)
+    stego_snr, secret_snr = stego.hide(*paths[:3], model)
+    stego.reveal(*paths[2:], model)
+    assert stego_snr == pytest.approx(46, abs=0.5) and secret_snr > 35
+    assert len(assert_as_in_memory(model, paths, None, tmp_path)) > 1
+
+
+@pytest.mark.parametrize("key", [None, "open sesame"])
+def test_the_snr_that_was_asked_for(model, paths, key):
+    lost = []
+    for wanted in (36, 46, 56):
+        level, secret_snr = stego.hide(*paths[:3], model, snr=wanted, key=key, overwrite=True)
+        assert level == pytest.approx(wanted, abs=0.5)
+        lost.append(secret_snr)
+    assert lost[0] > lost[1] > lost[2]
+
+
+# ---------------------------------------------------------------- keys
+
+def test_a_key_is_needed(model, paths):
+    plain_snrs = stego.hide(*paths[:3], model)
+    keyed_snrs = stego.hide(*paths[:3], model, key="open sesame", overwrite=True)
+    assert np.allclose(plain_snrs, keyed_snrs, atol=1), "a key costs nothing"
+    for key in (None, "", "open sesame ", "Open sesame"):
+        with pytest.raises(StegoError, match="key is another"):
+            stego.reveal(*paths[2:], model, key=key)
+        # The signs of what is decoded under another dither are coin tosses: see `likeness`.
+        stego.reveal(*paths[2:], model, key=key, force=True, overwrite=True)
+        revealed, secret = (coefficients(signal(path)) for path in (paths[3], paths[1]))
+        assert likeness(revealed, secret) < 6
+        os.remove(paths[3])
+    stego.reveal(*paths[2:], model, key=b"open sesame")
+    assert likeness(coefficients(signal(paths[3])), coefficients(signal(paths[1]))) > 12
+    assert snr(signal(paths[1]), signal(paths[3])) > 30
+
+
+def test_without_the_key_there_is_nothing(model, paths, tmp_path):
+    """Who knows all of the header, and the nonce, reveals noise with another key."""
+    stego.hide(*paths[:3], model, key="right")
+    written = sound.decode(paths[2], paths[2], tmp_path)
+    method = InnMethod(model)
+    header, cipher = Header.read(written.read(), "right", method.fingerprint(), SPARSE)
+    secret = coefficients(signal(paths[1]))
+
+    def found(other):
+        pieces = method.reveal(header, other, written)
+        pcm_ = np.concatenate(list(pieces)).T.astype(np.int32)
+        return coefficients(torch.from_numpy(pcm_).double())
+
+    assert likeness(found(cipher), secret) > 12
+    for other in (Cipher(), *(Cipher(f"wrong {i}", cipher.nonce) for i in range(8))):
+        decoded = found(other)
+        assert decoded.abs().max() > 0 and likeness(decoded, secret) < 6
+
+
+def test_two_files_of_one_key_share_nothing(model, paths):
+    changes = []
+    for seed in (6, 6, 7):
+        soundfile.write(paths[0], 0.5 * voice(3, 16000, seed), 16000)
+        stego.hide(*paths[:3], model, key="k", overwrite=True)
+        changes.append(coefficients((samples(paths[2]) - samples(paths[0])).double()))
+    secret = coefficients(signal(paths[1]))
+    for other in (*changes[1:], secret):
+        assert likeness(changes[0], other) < 6
+    unkeyed = []
+    for _ in range(2):
+        stego.hide(*paths[:3], model, overwrite=True)
+        unkeyed.append(coefficients((samples(paths[2]) - samples(paths[0])).double()))
+    assert likeness(*unkeyed) > 12
+
+
+def test_dither(model):
+    """In memory: the same dither is needed, and what another one decodes is noise."""
+    cover, secret = pcm(1, 64 * 400 + 9, seed=1), pcm(1, 64 * 400 + 9, seed=2)
+    dithers = [Cipher(f"key {i}", bytes(12)).uniform(b"dither\0", cover.numel()).view(1, -1)
+               for i in range(4)]
+    code = model.fit(cover[:, :25600], secret[:, :25600], 46.0, dithers[0][:, :25600])
+    hidden, r = model.embed(cover, secret, code, dithers[0])
+    assert snr(cover, hidden) == pytest.approx(46, abs=0.5)
+    assert snr(secret, model.extract(hidden, code, dithers[0])[1]) > 25
+    cover_, secret_ = model.extract(hidden, code, dithers[0], r)
+    assert (cover_ - cover).abs().max() < 1e-4 and (secret_ - secret).abs().max() < 1e-3
+    for dither in (None, *dithers[1:]):
+        decoded = model.extract(hidden, code, dither)[1]
+        assert likeness(coefficients(decoded), coefficients(secret)) < 6
+
+
+# ---------------------------------------------------------------- headers that are lost
+
+@pytest.mark.parametrize("snr_asked", [40, 46, 52])
+def test_force_finds_the_cells_where_the_header_is_lost(model, paths, snr_asked):
+    stego.hide(*paths[:3], model, snr=snr_asked)
+    x = samples(paths[2])[0].numpy().astype(np.int16)
+    bits = np.random.default_rng(0).integers(0, 2, SPARSE.header_samples // SPARSE.spacing)
+    x[:SPARSE.header_samples:SPARSE.spacing] ^= bits.astype(np.int16)
+    soundfile.write(paths[2], x, 16000)
+    with pytest.raises(StegoError, match="no secret"):
+        stego.reveal(*paths[2:], model)
+    stego.reveal(*paths[2:], model, force=True)
+    secret, found = (signal(path)[:, 3000:] for path in (paths[1], paths[3]))
+    assert snr(secret, found) > 25
