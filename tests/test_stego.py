@@ -22,7 +22,6 @@ import stego
 from helpers import COVER, INN, LATTICE, ROOT, SECRET, run_stego, voice
 from lattice import Lattice
 
-
 EITHER = pytest.mark.parametrize("model", [LATTICE, INN], ids=["lattice", "INN"])
 
 
