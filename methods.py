@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import zlib
 from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from dataclasses import asdict
@@ -352,16 +353,33 @@ def _do(task):
     return _work(task)
 
 
+def _submit(pool, task):
+    """A future of the task, for which a process may start. What a signal's handler raises in a fork
+    is lost, so signals wait."""
+    if threading.current_thread() is not threading.main_thread():  # where no handler runs
+        return pool.submit(_do, task)
+    waiting = []
+    handlers = {number: signal.signal(number, lambda number, frame: waiting.append(number))
+                for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return pool.submit(_do, task)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in waiting:
+            signal.raise_signal(number)
+
+
 def _in_processes(work, tasks, workers):
     todo = iter(tasks)
     fork = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(workers, fork, _set_up, (work,)) as pool:
         waiting = collections.deque(
-            pool.submit(_do, task) for task in itertools.islice(todo, workers + 1))
+            _submit(pool, task) for task in itertools.islice(todo, workers + 1))
         try:
             while waiting:
                 result = waiting.popleft().result()
-                waiting.extend(pool.submit(_do, task) for task in itertools.islice(todo, 1))
+                waiting.extend(_submit(pool, task) for task in itertools.islice(todo, 1))
                 yield result
         except BrokenProcessPool as error:
             raise StegoError("a worker process was killed; is there enough memory?") from error

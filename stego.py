@@ -306,9 +306,21 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: stopped"))  # removing temporary files
+    stopped = []
+
+    def stop(number, frame):
+        stopped.append(number)
+        raise KeyboardInterrupt  # so that temporary files are removed
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     gc.freeze()
     gc.enable()
-    main()
+    try:
+        main()
+    except Exception:  # what numpy makes of one that is raised inside it
+        if not stopped:
+            raise
+        sys.exit("error: interrupted")
     sys.stdout.flush()
     os._exit(0)  # without taking torch apart, another half second

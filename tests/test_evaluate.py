@@ -157,7 +157,7 @@ def test_attacks(paths, monkeypatch):
     scores = evaluate.attack_pair(model, evaluate.ours(model, "INN"), paths, 0)
     assert list(scores) == list(evaluate.ATTACKS)
     assert scores["none"] > scores["noise 70 dB"] > scores["noise 60 dB"] > scores["noise 50 dB"]
-    assert min(scores["one sample"], scores["one lost"]) > scores["noise 60 dB"], "a few frames"
+    assert min(scores["one sample"], scores["one lost"]) > scores["noise 50 dB"], "a few frames"
     assert scores == evaluate.attack_pair(model, evaluate.ours(model, "INN"), paths, 0), "the noise has a seed"
 
     def reveal(stego_path, secret_path, model, force, overwrite):  # as a lattice model would: everything or nothing
