@@ -2,6 +2,7 @@
 
     checkpoint.save(model, "model.pt")                   # what wavinwav.load or lattice.load reads
     checkpoint.save(model, "last.pt", training={...})    # the same, with more in it
+    content = checkpoint.read("last.pt")
 """
 
 import contextlib
@@ -11,6 +12,8 @@ from dataclasses import asdict
 
 import torch
 from torch import nn
+
+FORMAT = 2  # of the files
 
 
 @contextlib.contextmanager
@@ -29,6 +32,18 @@ def replacing(path: str | os.PathLike) -> Iterator[str]:
 def save(model: nn.Module, path: str | os.PathLike, **extra):
     """Write a model's config (a dataclass) and weights, and `extra`, of plain types. After a fault,
     such as OSError, a file that was at `path` is still there."""
-    content = {"wavinwav": 2, "config": asdict(model.config), "state_dict": model.state_dict()}
+    content = {"wavinwav": FORMAT, "config": asdict(model.config), "state_dict": model.state_dict()}
     with replacing(path) as temporary:
         torch.save(content | extra, temporary)
+
+
+def read(path: str | os.PathLike) -> dict:
+    """What `save` wrote, on the CPU. Raises OSError, or ValueError naming the file."""
+    with open(path, "rb") as file:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file raises one of half a dozen types
+            raise ValueError(f"{path} is not a WavInWav model, or is damaged") from error
+    if not isinstance(content, dict) or content.get("wavinwav") != FORMAT:
+        raise ValueError(f"{path} is not a WavInWav model of this version")
+    return content

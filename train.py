@@ -39,7 +39,6 @@ from tqdm import tqdm
 import checkpoint
 import data
 import noise
-import wavinwav
 from data import RANK, WORLD, stop
 from discriminator import Adversary
 from lattice import LatticeConfig
@@ -68,7 +67,6 @@ MODEL_FLAGS = {  # fields of Config, where their metadata has no help
     "kernel": "taps of these convs",
     "clamp": "bound of the log-scale",
     "stego_snr": "dB, of a stego unless another is asked for; training varies it by 6",
-    "follow": "power of the stego's local power that the cells' widths follow",
     "margin": "LSB that are left empty at both edges of a cell",
     "reserve": "of a cell's usual width, left empty there too, for noise",
 }
@@ -235,7 +233,7 @@ def learning_rate(step, args):
 def go_on(path, args, given):
     """The checkpoint at `path`, whose flags come into the place of args'."""
     try:
-        content = wavinwav.read_checkpoint(path)
+        content = checkpoint.read(path)
     except FileNotFoundError:
         stop(f"{path} does not exist: there is nothing to resume")
     except (ValueError, OSError) as error:
@@ -266,7 +264,7 @@ def start_metrics(path, step, header):
 
 def preset_of(path):
     """The preset that a model file names, or None."""
-    config = wavinwav.read_checkpoint(path).get("config")
+    config = checkpoint.read(path).get("config")
     return config.get("preset") if isinstance(config, dict) else None
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import wavinwav
+import checkpoint
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 COVER, SECRET = (os.path.join(ROOT, "examples", f"{name}.wav") for name in ("cover", "secret"))
@@ -189,13 +189,13 @@ def metrics(folder):
 
 def weights(path):
     """All numbers of a model file [n]."""
-    state = wavinwav.read_checkpoint(path)["state_dict"]
+    state = checkpoint.read(path)["state_dict"]
     return torch.cat([value.flatten().double() for value in state.values()])
 
 
 def gradients(path):
     """Means of the last steps' gradients, as Adam has them: of the network [n], and of the
     discriminator, if there is one."""
-    training = wavinwav.read_checkpoint(path)["training"]
+    training = checkpoint.read(path)["training"]
     states = [part["optimiser"]["state"] for part in (training, training["adversary"]) if part]
     return [torch.cat([state[i]["exp_avg"].flatten() for i in sorted(state)]) for state in states]

@@ -366,7 +366,7 @@ def test_each_module_loads_its_own_models(tmp_path):
         wavinwav.load(LATTICE)
     with pytest.raises(ValueError, match="wavinwav.pt holds no lattice: load it with wavinwav.load"):
         lattice.load(INN)
-    content = wavinwav.read_checkpoint(LATTICE)
+    content = checkpoint.read(LATTICE)
     torch.save(content | {"config": content["config"] | {"growth": 8}}, tmp_path / "growth.pt")
     with pytest.raises(ValueError, match="growth.pt holds a model that does not fit"):
         lattice.load(tmp_path / "growth.pt")
