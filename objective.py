@@ -72,6 +72,13 @@ def total_loss(args, wavlm, waves, r):
     return total
 
 
+def recompute(model):
+    """Let the dense subnets keep their inputs only, and compute the rest again in `backward`."""
+    for module in model.modules():
+        if isinstance(module, wavinwav.DenseSubnet):
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+
+
 class Objective(nn.Module):
     """What to do with a network in training: losses and scores of a batch, validation. The paper's;
     DistributedDataParallel wraps it. LatticeObjective has the same interface."""
@@ -86,9 +93,8 @@ class Objective(nn.Module):
         self.model, self.args, self.amp = model, args, amp
         self.noise = self.wavlm = None
         rate = model.config.sample_rate
-        for module in model.modules():
-            if args.recompute and isinstance(module, wavinwav.DenseSubnet):
-                module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+        if args.recompute:
+            recompute(model)
         if args.noise:
             self.noise = noise.NoiseLayer(args.noise, rate)
         if args.wavlm_weight:

@@ -364,7 +364,8 @@ def test_file_round_trip(model, tmp_path):
 def test_each_module_loads_its_own_models(tmp_path):
     with pytest.raises(ValueError, match="lattice.pt is a lattice model, which lattice.load reads"):
         wavinwav.load(LATTICE)
-    with pytest.raises(ValueError, match="wavinwav.pt holds no lattice: load it with wavinwav.load"):
+    message = "wavinwav.pt holds no lattice: load it with wavinwav.load"
+    with pytest.raises(ValueError, match=message):
         lattice.load(INN)
     content = checkpoint.read(LATTICE)
     torch.save(content | {"config": content["config"] | {"growth": 8}}, tmp_path / "growth.pt")

@@ -34,7 +34,7 @@ from helpers import (
     weights,
 )
 from lattice_objective import table_settings
-from objective import PAIRS, LappedObjective, Objective, snr
+from objective import PAIRS, LappedObjective, Objective, recompute, snr
 
 SHORT = ["--crop", "0.134"]  # just the longest window of the discriminator
 HUB = '''
@@ -73,6 +73,18 @@ def model(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("clean")
     run(data, folder, *TINY, "--steps", 40, "--lr", "3e-3", "--val_every", 40)
     return folder / "best.pt"
+
+
+def test_recomputation_changes_no_gradient():
+    torch.manual_seed(0)
+    model = wavinwav.build(wavinwav.Config.paper(blocks=2, growth=4)).double()
+    x, found = torch.randn(2, 1000).double(), []
+    for change in (lambda model: None, recompute):
+        change(model)
+        model.zero_grad()
+        sum(y.square().mean() for y in model(x, x.flip(1))).backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert torch.allclose(*found, rtol=1e-9, atol=1e-15)
 
 
 def run(data, folder, *flags):
