@@ -67,10 +67,10 @@ def test_own_files_and_the_default_models(tmp_path, capsys):
     run("--cover", tmp_path / "a.wav", "--secret", tmp_path / "b.flac", "--no_perceptual",
         "--snr", 50)
     out = table(capsys.readouterr().out)
-    assert abs(float(out["lattice, 50 dB"][0]) - 50) < 0.5 and float(out["INN, 46 dB"][2]) > 20
+    assert abs(float(out["lattice, 50 dB"][0]) - 50) < 0.5 and float(out["INN, 48 dB"][2]) > 20
     assert float(out["lattice, 50 dB"][2]) > float(out["LSB, 6 bits"][2]) + 10
     assert {"lattice, 2 bits", "lattice, 4 bits", "bound, 50 dB"} <= set(out)
-    assert "±" not in " ".join(out["INN, 46 dB"]), "one pair has no interval"
+    assert "±" not in " ".join(out["INN, 48 dB"]), "one pair has no interval"
     soundfile.write(tmp_path / "silent.wav", np.zeros(16000), 16000)
     with pytest.raises(SystemExit, match="silent.wav is silent"):
         run("--cover", tmp_path / "a.wav", "--secret", tmp_path / "silent.wav", "--no_perceptual")

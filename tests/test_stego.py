@@ -111,7 +111,7 @@ def test_covers_at_full_scale(tmp_path, kind, model, capsys):
     for name, cover in (("loud", loud), ("half", loud / 2)):
         soundfile.write(tmp_path / "cover.wav", cover, 16000)
         paths = [str(tmp_path / f"{part}.wav") for part in ("cover", "secret", "stego")]
-        level = "58" if model == LATTICE else "46"
+        level = "58" if model == LATTICE else "48"
         stego.main(["hide", *paths[:2], "-o", paths[2], "--model", model, "--overwrite",
                     "--snr", level])
         out, err = capsys.readouterr()
