@@ -125,7 +125,8 @@ def _unfinished(path):
 def _missing(file):
     """How many bytes, at least, a file is shorter than its headers say, as libsndfile logs it.
     Writers to pipes, who do not know the length, put almost 2 ** 31 or 2 ** 32 there."""
-    if re.search("truncated|lacks an end-of-stream", file.extra_info):
+    if re.search("File seems to be truncated|a truncated file|lacks an end-of-stream",
+                 file.extra_info):
         return math.inf
     claims = re.findall(r"(\d+) \(should be (\d+)\)", file.extra_info)
     return max([int(claim) - int(found) for claim, found in claims
@@ -135,7 +136,8 @@ def _missing(file):
 def _check_whole(file, name):
     """Raises StegoError for a file that is cut; a note for one that lacks no sample."""
     missing = _missing(file)
-    pad = missing == 1 and "data" not in re.findall(r"(\w+) *: \d+ \(should", file.extra_info)
+    chunks = set(re.findall(r"(\w+) *: \d+ \(should", file.extra_info))
+    pad = missing == 1 and chunks <= {"RIFF", "FORM"}  # what they hold is all there
     if missing > 0 and not pad:
         raise StegoError(f"{name} is cut: it ends before its header says; get the whole file")
     if pad:
@@ -146,7 +148,7 @@ def _check_whole(file, name):
 
 
 def note(text):
-    print(f"note: {one_line(text)}", file=sys.stderr)
+    print(f"note: {one_line(text)}", file=sys.stderr, flush=True)
 
 
 def read_audio(path, dtype="float32"):
