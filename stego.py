@@ -148,8 +148,8 @@ def hide(cover_path, secret_path, stego_path, model, snr=None, shaping=None, mas
             stego_snr = decibel(cover.energy, cover.distance(written))
             secret_snr = decibel(secret.energy, secret_noise)
         if snr is not None and stego_snr < snr - 1:
-            note(f"{stego_path} is closer to {cover_path} by {stego_snr:.1f} dB only, and not by "
-                 f"{snr:g} dB: it is too quiet, or too loud, or too short for that")
+            note(f"{stego_path} misses the SNR of {snr:g} dB: {cover_path} is too quiet, too loud "
+                 "or too short for it")
     return stego_snr, secret_snr
 
 
