@@ -176,6 +176,8 @@ class LappedObjective(Objective):
     """The same for dirty-paper coding: the cells' width is varied, and rounding to a file, which
     cannot be trained through, is noise of the spectrum that it will have."""
 
+    no_use_for = {"recompute"}
+
     @torch.no_grad()
     def initialise(self, pairs):
         """The long-term level of each band, and cells that begin by following it."""

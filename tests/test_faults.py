@@ -165,7 +165,8 @@ FAULTS = [
     (hiding("small.wav", "small.wav", "--snr", "90", "--model", LATTICE),
      "small.wav: the cover is too short for this secret; take a longer cover"),
     (hiding(secret="long.wav"),
-     r"long.wav lasts 1.500 s, longer than its cover's 1.000 s by 8000 samples; cut it, or take a longer cover"),
+     "long.wav lasts 1.500 s, longer than its cover's 1.000 s by 8000 samples; cut it, or take a "
+     "longer cover"),
     (hiding(secret="slow.wav"), "slow.wav lasts 1.500 s, longer than its cover's"),
     (hiding("-", "-"), "cover and secret cannot both be the standard input"),
     (hiding("-"), "- cannot be read as audio"),

@@ -340,7 +340,6 @@ def test_one_line_for_what_cannot_be_done(data, tmp_path):
         (["--data_dir", data, *out, "--carriers", 65], "carriers must be at most the 64 bands"),
         (["--data_dir", data, *out, "--noise", "echo"], "there is no noise 'echo'"),
         (["--data_dir", data, *out, "--noise", "gain:3:-3"], "lowest and the highest"),
-        (["--data_dir", data, *out, "--trained", "("], "unterminated"),
         (["--data_dir", data, *out, "--trained", "xyz"], "in the name of no parameter"),
         (["--data_dir", data, *out, "--init_from", data / "notes.txt"], "is not a WavInWav model"),
         (["--data_dir", data, *out, "--init_from", LATTICE], "give --preset lattice"),
