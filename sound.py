@@ -8,8 +8,6 @@ import errno
 import functools
 import math
 import os
-import re
-import shutil
 import stat
 import sys
 import tempfile
@@ -19,6 +17,7 @@ import numpy as np
 import soundfile
 import torch
 
+import cut
 from checkpoint import replacing
 from command import one_line
 from lazy_torchaudio import resample
@@ -93,7 +92,7 @@ def open_audio(path, name=None):
             raise StegoError(f"{name} is a pipe or a device, and not a file; give -, and what is "
                              "in it to the standard input")
         file = soundfile.SoundFile(os.open(path, os.O_RDONLY))  # whatever its name is or ends in
-        file = file if file.frames else _unfinished(path) or file
+        file = file if file.frames else cut.unfinished(path) or file
     except FileNotFoundError as error:
         raise StegoError(f"{name} does not exist; give a sound file") from error
     except (soundfile.LibsndfileError, OSError) as error:
@@ -105,42 +104,12 @@ def open_audio(path, name=None):
     return file
 
 
-def _unfinished(path):
-    """The file of a recording that was interrupted, in whose WAV header the length is still 0, with
-    all that is there; or None."""
-    with open(path, "rb") as source, tempfile.TemporaryFile() as copy:
-        place = source.read(4096).find(b"data\0\0\0\0")
-        if place < 0:
-            return None
-        source.seek(0)
-        shutil.copyfileobj(source, copy)
-        copy.seek(place + 4)
-        copy.write(b"\xff\xff\xff\xff")  # up to the end
-        copy.seek(0)
-        file = soundfile.SoundFile(os.dup(copy.fileno()))
-        file.unfinished = True
-        return file
-
-
-def _missing(file):
-    """How many bytes, at least, a file is shorter than its headers say, as libsndfile logs it.
-    Writers to pipes, who do not know the length, put almost 2 ** 31 or 2 ** 32 there."""
-    if re.search("File seems to be truncated|a truncated file|lacks an end-of-stream",
-                 file.extra_info):
-        return math.inf
-    claims = re.findall(r"(\d+) \(should be (\d+)\)", file.extra_info)
-    return max([int(claim) - int(found) for claim, found in claims
-                if not 0x7FFFF000 <= int(claim) < 1 << 32], default=0)
-
-
 def _check_whole(file, name):
     """Raises StegoError for a file that is cut; a note for one that lacks no sample."""
-    missing = _missing(file)
-    chunks = set(re.findall(r"(\w+) *: \d+ \(should", file.extra_info))
-    pad = missing == 1 and chunks <= {"RIFF", "FORM"}  # what they hold is all there
-    if missing > 0 and not pad:
+    missing, samples_too = cut.missing_bytes(file)
+    if missing and samples_too:
         raise StegoError(f"{name} is cut: it ends before its header says; get the whole file")
-    if pad:
+    if missing:
         note(f"{name} lacks its last byte, which pads it; no sample is missing")
     if getattr(file, "unfinished", False):
         note(f"{name} is of an interrupted recording: its header tells no length, so all that is "
