@@ -242,9 +242,11 @@ class Lattice(nn.Module):
         words, starts = read_words(stego, cipher, part.index)
         blocks = header.channels * self.shape_of(length, bands)[1]
         mode, streams = split_streams(words, starts, cipher, part.index, blocks, bands // 4)
-        possible = FINEST_STEP <= mode.step <= COARSEST_STEP and mode.shaping <= 256
+        possible = (FINEST_STEP <= mode.step <= COARSEST_STEP and mode.shaping <= 256
+                    and mode.rotated < header.channels)
         if not possible and any(stream is not None for stream in streams):
             raise Damaged("its parts are not of a lattice")
+        mode = mode if possible else Mode(0, 0, False, False)  # of a part that is silent
         try:
             secret = self.decompress(streams, length, header.channels, bands, mode)
         except IndexError as error:  # nor do those of blocks

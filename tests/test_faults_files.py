@@ -373,8 +373,8 @@ def test_crafted_stego_of_two_channels(folder):
 
 
 @pytest.mark.parametrize("mode", [Mode(60000, 0, False, False), Mode(-2048, 0, False, False),
-                                  Mode(0, 0x3FFF, False, False)], ids=str)
-def test_crafted_steps(folder, mode):
+                                  Mode(0, 0x3FFF, False, False), Mode(0, 0, False, True)], ids=str)
+def test_crafted_modes(folder, mode):
     model, cipher = stego.load_model(LATTICE), Cipher()
     x = torch.from_numpy(voice(1, 16000, 1) * 32768).int()
     header = model.header(16000, 8000, 1, 16000)
@@ -387,6 +387,12 @@ def test_crafted_steps(folder, mode):
     soundfile.write(folder / "out.wav", x.numpy().astype(np.int16), 16000)
     refused(folder, ("reveal", "out.wav", "-o", "found.wav", "--model", LATTICE),
             "its parts are not of a lattice")
+    words[4:] ^= 1  # now no block is intact, and what the mode says is as good as noise
+    x[part.samples] = write_words(words, x[part.samples], widths, cipher, 0, 16)
+    x, = container.sealed([x], header, cipher)
+    soundfile.write(folder / "out.wav", x.numpy().astype(np.int16), 16000)
+    refused(folder, ("reveal", "out.wav", "-o", "found.wav", "--model", LATTICE, "--force"),
+            "nothing is left of it")
 
 
 @pytest.mark.parametrize("place, number", [(22, 0), (22, 0xFFFF), (24, 0), (24, 1),
