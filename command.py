@@ -38,6 +38,15 @@ def settle_streams():
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def tell(text, stream):
+    """Print a line, though nobody may hear it: what takes hours must not end for that."""
+    try:
+        print(one_line(text), file=stream, flush=True)
+    except OSError:
+        if stream is sys.stdout:
+            discard_output()
+
+
 def discard_output():
     """What is left for a standard output that takes no more is not tried again at the end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

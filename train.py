@@ -40,7 +40,7 @@ import data
 import noise
 import run_folder
 import wavinwav
-from command import Parser, on_ending_signals, settle_streams
+from command import Parser, on_ending_signals, settle_streams, tell
 from data import RANK, WORLD, stop
 from discriminator import Adversary
 from lattice import LatticeConfig
@@ -291,7 +291,8 @@ def main(argv=None):
         resumed = run_folder.go_on(last_path, args, given)
         if resumed["training"]["step"] >= args.steps:
             if RANK == 0:
-                print(f"{last_path} has all its {args.steps} steps: there is nothing to do")
+                tell(f"{last_path} has all its {args.steps} steps: there is nothing to do",
+                     sys.stdout)
             return
     elif found := [path for path in outputs if os.path.exists(path)]:
         remedy = "go on with --resume" if last_path in found else "remove it"
@@ -374,9 +375,9 @@ def main(argv=None):
             checkpoint.remove_stale(path)
         header = ["step", *measured, "lr", "skipped", *objective.validation]
         metrics = run_folder.start_metrics(metrics_path, first_step, header)
-        print(f"{args.preset}: {sum(p.numel() for p in trained.values()):,} parameters to train, "
-              f"{about}, {WORLD} x {device}, {precision}, steps {first_step} to {args.steps}, "
-              f"in {args.out_dir}")
+        tell(f"{args.preset}: {sum(p.numel() for p in trained.values()):,} parameters to train, "
+             f"{about}, {WORLD} x {device}, {precision}, steps {first_step} to {args.steps}, "
+             f"in {args.out_dir}", sys.stdout)
     signals = []
     on_ending_signals(lambda number, frame: signals.append(number))
 
@@ -460,15 +461,15 @@ def main(argv=None):
         if signals:
             bar.close()
             if RANK == 0:
-                print(f"stopped after step {done}: {last_path} is written, go on with --resume",
-                      file=sys.stderr)
+                tell(f"stopped after step {done}: {last_path} is written, go on with --resume",
+                     sys.stderr)
             sys.exit(128 + signals[0])
     bar.close()
     if best == -math.inf:
         stop(f"no validation gave a finite score, so there is no {best_path}: try a lower --lr")
     if RANK == 0:
-        print(f"done: {best_path} is the best model, {objective.shown(validated)} in the last "
-              "validation")
+        tell(f"done: {best_path} is the best model, {objective.shown(validated)} in the last "
+             "validation", sys.stdout)
     if WORLD > 1:
         distributed.destroy_process_group()
 
