@@ -2,6 +2,7 @@
 
     checkpoint.save(model, "model.pt")                   # what wavinwav.load or lattice.load reads
     checkpoint.save(model, "last.pt", training={...})    # the same, with more in it
+    content = checkpoint.read("last.pt")
 """
 
 import contextlib
@@ -16,6 +17,8 @@ from dataclasses import asdict
 
 import torch
 from torch import nn
+
+FORMAT = 2  # of the files
 
 
 @contextlib.contextmanager
@@ -78,9 +81,21 @@ def is_running(process: int) -> bool:
 def save(model: nn.Module, path: str | os.PathLike, **extra):
     """Write a model's config (a dataclass) and weights, and `extra`, of plain types. After a fault,
     a file that was at `path` is still there. Raises OSError naming it if it cannot be written."""
-    content = {"wavinwav": 2, "config": asdict(model.config), "state_dict": model.state_dict()}
+    content = {"wavinwav": FORMAT, "config": asdict(model.config), "state_dict": model.state_dict()}
     with replacing(path) as temporary:
         try:
             torch.save(content | extra, temporary)
         except RuntimeError as error:  # torch's word for a write that failed
             raise OSError(errno.EIO, "it cannot be written to its end", os.fspath(path)) from error
+
+
+def read(path: str | os.PathLike) -> dict:
+    """What `save` wrote, on the CPU. Raises OSError, or ValueError naming the file."""
+    with open(path, "rb") as file:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file raises one of half a dozen types
+            raise ValueError(f"{path} is not a WavInWav model, or is damaged") from error
+    if not isinstance(content, dict) or content.get("wavinwav") != FORMAT:
+        raise ValueError(f"{path} is not a WavInWav model of this version")
+    return content

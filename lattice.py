@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import checkpoint
 import container
 from cells import (
     LEAST_SAMPLES,
@@ -42,7 +43,7 @@ from cells import (
 from coder import CLASSES, SYMBOLS, TABLES, Coder
 from container import DENSE, Cipher, Damaged, Header
 from quantiser import BATCH, Quantised, Quantiser
-from wavinwav import lapped, read_checkpoint, unlapped
+from wavinwav import lapped, unlapped
 
 STEGO_SNR = 52.0  # dB, unless another is asked for
 BLOCK_FRAMES = 256  # about, in a block, which is decoded without the others
@@ -442,7 +443,7 @@ class Lattice(nn.Module):
 
 
 def is_lattice(content: dict) -> bool:
-    """Whether `read_checkpoint` gave a lattice."""
+    """Whether `checkpoint.read` gave a lattice."""
     config = content.get("config")
     return isinstance(config, dict) and config.get("preset") == "lattice"
 
@@ -452,7 +453,7 @@ def load(path: str | os.PathLike) -> Lattice:
 
     Raises OSError if the file cannot be read, ValueError naming it if it holds no lattice.
     """
-    content = read_checkpoint(path)
+    content = checkpoint.read(path)
     if not is_lattice(content):
         raise ValueError(f"{path} holds no lattice: load it with wavinwav.load")
     try:

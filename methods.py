@@ -5,6 +5,7 @@ a secret. The pieces are worked on by as many processes as there are cores.
 """
 
 import collections
+import ctypes
 import itertools
 import math
 import multiprocessing
@@ -23,17 +24,17 @@ from tqdm import tqdm
 
 import container
 import lattice
-import wavinwav
 from cells import LEAST_SAMPLES, MASKING, choose_widths, parts_of, segment_powers
 from container import DENSE, SPARSE, Header
 from lattice import Lattice
 from sound import FULL_SCALE, Sound, StegoError, energy, to_pcm
-from wavinwav import CODES, LappedINN, lapped
+from wavinwav import LappedINN, lapped
 
 PIECE = 1 << 18  # samples of each channel that the paper's network works on
 PART = 1 << 21  # frames at most that the INN works on
 EXCERPT, EXCERPTS = 8192, 32  # frames, and how many of them tell the width of the INN's cells
 LOOKED_AT = 1 << 18  # frames in which cells are looked for, where the header is lost
+CODES = 1 << 12  # of cells' widths and gains, as `LappedINN.fit` gives them
 
 
 def method_of(model):
@@ -42,8 +43,8 @@ def method_of(model):
     return kinds.get(type(model), PaperMethod)(model)
 
 
-class InnMethod:
-    """Files with dirty-paper coding (`wavinwav.LappedINN`): part by part, on all cores."""
+class NetworkMethod:
+    """What the INNs of wavinwav.py have in common."""
 
     layout = SPARSE
     least_samples = SPARSE.header_samples + SPARSE.seal_samples
@@ -52,60 +53,17 @@ class InnMethod:
         self.model = model
 
     def fingerprint(self):
-        return model_fingerprint(self.model)
+        """A checksum of the config and the weights."""
+        config = zlib.crc32(repr(asdict(self.model.config)).encode())
+        return config ^ container.fingerprint(self.model.state_dict().values())
 
     def header(self, cover, secret):
         return Header(cover.samples, secret.frames, self.fingerprint(), 0, secret.channels,
                       self.layout)
 
-    def hide(self, header, cipher, cover, secret, snr, shaping, masking):
-        """The stego's samples, without header and seal, piece by piece; sets header.setting."""
-        snr = self.model.config.stego_snr if snr is None else snr
-        code = self.fit(cover, secret, snr, cipher)
-        header.setting = int(code)
-        limit = 1 << (cover.depth - 1)
-
-        def work(part):
-            index, start, stop = part
-            x, y = self.read(cover, start, stop) / limit, self.read(secret, start, stop)
-            y = functional.pad(y / FULL_SCALE, (0, x.shape[1] - y.shape[1]))
-            stego, _ = self.model.embed(
-                x, y.expand_as(x), code.expand(len(x)), self.dither(cipher, index, x.shape),
-                cover.depth, None if index else self.parity(header, cipher, cover.channels))
-            return (stego * limit).round().int().T.flatten().numpy()
-
-        for samples in in_order(work, self.parts(cover), bar(cover.seconds)):
-            yield torch.from_numpy(samples)
-
-    def fit(self, cover, secret, snr, cipher):
-        """The code [1] of the setting that comes closest to a stego SNR in dB, by excerpts."""
-        starts = range(0, cover.frames, EXCERPT)
-        if len(starts) > EXCERPTS:
-            starts = [cover.frames * i // EXCERPTS for i in range(EXCERPTS)]
-        x, y = [], []
-        for start in starts:
-            piece = self.read(cover, start, min(start + EXCERPT, cover.frames))
-            other = self.read(secret, start, start + piece.shape[1])
-            other = functional.pad(other, (0, piece.shape[1] - other.shape[1]))
-            x.append(piece.flatten() / (1 << (cover.depth - 1)))
-            y.append(other.expand_as(piece).flatten() / FULL_SCALE)
-        x, y = (torch.cat(pieces)[None] for pieces in (x, y))
-        power = cover.energy / cover.samples / (1 << (cover.depth - 1)) ** 2
-        louder = x.square().mean().item() / power if power else 1
-        whole = x.shape[1] // self.model.config.bands * self.model.config.bands
-        snr, dither = snr + 10 * math.log10(louder or 1), self.dither(cipher, 0, (1, whole))
-        return self.model.fit(x[:, :whole], y[:, :whole], snr, dither)
-
-    def parity(self, header, cipher, channels):
-        """That of the first frames [channels, n], by which the header lies in them; -1 for any."""
-        samples = torch.full((self.layout.header_samples,), -1)
-        samples[::self.layout.spacing] = self.layout.targets(header.pack(cipher))
-        return samples.view(-1, channels).T
-
-    def dither(self, cipher, index, shape):
-        if not cipher.keyed:
-            return None
-        return cipher.uniform(b"dither %d\0" % index, shape[0] * shape[1]).view(shape)
+    def assumed_header(self, stego):
+        """What to go by where there is no header: a secret as long as the stego."""
+        return Header(stego.samples, stego.frames, 0, 0, stego.channels, self.layout)
 
     def measure(self, header, cipher, written, secret):
         """The energy of what `reveal` lacks of a secret, from the written stego."""
@@ -116,12 +74,69 @@ class InnMethod:
             start += pcm.size
         return noise
 
+    def read(self, sound, start, stop, count=None):
+        """Frames of a Sound, float32 [channels, n] in [-1, 1), with zeros up to a count."""
+        x = sound.read(start * sound.channels, stop * sound.channels).view(-1, sound.channels)
+        x = x.T.float() / (1 << (sound.depth - 1))
+        return functional.pad(x, (0, (count or x.shape[1]) - x.shape[1]))
+
+
+class InnMethod(NetworkMethod):
+    """Files with dirty-paper coding (`wavinwav.LappedINN`): part by part, on all cores."""
+
+    def hide(self, header, cipher, cover, secret, snr, shaping, masking):
+        """The stego's samples, without header and seal, piece by piece; sets header.setting."""
+        snr = self.model.config.stego_snr if snr is None else snr
+        code = self.fit(cover, secret, snr, cipher)
+        header.setting = int(code)
+
+        def work(part):
+            index, start, stop = part
+            x = self.read(cover, start, stop)
+            y = self.read(secret, start, stop, x.shape[1]).expand_as(x)
+            stego, _ = self.model.hide(
+                x, y, None, self.dither(cipher, index, *x.shape), cover.depth, code.expand(len(x)),
+                None if index else self.parity(header, cipher, *x.shape))
+            return (stego * (1 << (cover.depth - 1))).round().int().T.flatten().numpy()
+
+        for samples in in_order(work, self.parts(cover), bar(cover.seconds)):
+            yield torch.from_numpy(samples)
+
+    def fit(self, cover, secret, snr, cipher):
+        """The code [1] of the setting that comes closest to a stego SNR in dB, by excerpts."""
+        starts = range(0, cover.frames, EXCERPT)
+        if len(starts) > EXCERPTS:
+            starts = [cover.frames * i // EXCERPTS for i in range(EXCERPTS)]
+        x = [self.read(cover, start, start + EXCERPT) for start in starts]
+        y = [self.read(secret, start, start + EXCERPT, piece.shape[1]).expand_as(piece).flatten()
+             for start, piece in zip(starts, x)]
+        x, y = torch.cat([piece.flatten() for piece in x])[None], torch.cat(y)[None]
+        power = cover.energy / cover.samples / (1 << (cover.depth - 1)) ** 2
+        louder = x.square().mean().item() / power if power else 1
+        snr = snr + 10 * math.log10(louder or 1)
+        return self.model.fit(x, y, snr, self.dither(cipher, 0, *x.shape))
+
+    def parity(self, header, cipher, channels, count):
+        """The lowest bits of frames [channels, n] in which the header lies, -1 elsewhere."""
+        samples = torch.full((count * channels,), -1)
+        bits = self.layout.targets(header.pack(cipher))
+        samples[:self.layout.header_samples:self.layout.spacing] = bits
+        return samples.view(-1, channels).T
+
+    def dither(self, cipher, index, channels, length):
+        """What a key adds to the secret in a part, in cells [channels, P, carriers, F / P]: one
+        number a sample, hop by hop."""
+        if not cipher.keyed:
+            return None
+        x = cipher.uniform(b"dither %d\0" % index, channels * length).view(channels, length)
+        bands = self.model.config.bands
+        x = functional.pad(x, (0, -length % bands)).unflatten(1, (-1, bands))
+        return self.model.split(x.mT)
+
     def assumed_header(self, stego):
-        """What to go by where there is no header: the cells that the samples seem to lie in, and a
-        secret as long as the stego."""
-        x = self.read(stego, 0, LOOKED_AT) / (1 << (stego.depth - 1))
-        header = Header(stego.samples, stego.frames, 0, 0, stego.channels, self.layout)
-        header.setting = find_code(self.model, x)
+        """The same, and the cells that the samples seem to lie in."""
+        header = super().assumed_header(stego)
+        header.setting = find_code(self.model, self.read(stego, 0, LOOKED_AT))
         return header
 
     def reveal(self, header, cipher, stego):
@@ -130,10 +145,9 @@ class InnMethod:
 
         def work(part):
             index, start, stop = part
-            x = self.read(stego, start, stop) / (1 << (stego.depth - 1))
-            x = functional.pad(x, (0, stop - start - x.shape[1]))
-            dither = self.dither(cipher, index, x.shape)
-            y = self.model.extract(x, code.expand(len(x)), dither)[1]
+            x = self.read(stego, start, stop, stop - start)
+            dither = self.dither(cipher, index, *x.shape)
+            y = self.model.reveal(x, None, dither, stego.depth, code.expand(len(x)))[1]
             y = y.mean(0, keepdim=True) if header.channels == 1 else y
             return to_pcm(y[:, :max(0, header.length - start)].T)
 
@@ -147,37 +161,29 @@ class InnMethod:
         frames, bands = frames or sound.frames, self.model.config.bands
         count = 2 * math.ceil(frames / (2 * PART)) if frames > 0.4 * PART else 1
         size = math.ceil(frames / count / bands) * bands
-        if frames - (count - 1) * size < bands:
-            count, size = 1, frames
         starts = range(0, frames, size)
         return [(i, start, min(frames, start + size)) for i, start in enumerate(starts)]
-
-    def read(self, sound, start, stop):
-        """Frames of a Sound, float32 [channels, n]."""
-        samples = sound.read(start * sound.channels, stop * sound.channels)
-        return samples.view(-1, sound.channels).T.float()
 
 
 def find_code(model, x):
     """The code, a whole number or not, of the cells that a stego [B, T] lies in, where the header
     that tells it is lost: in other cells, coefficients would lie anywhere. (A gain changes it.)"""
-    whole = x.shape[1] // model.config.bands * model.config.bands
-    x = model.phases(lapped(wavinwav.FULL_SCALE * x[:, :whole], model.config.bands))[0]
-    x = x.transpose(0, 1).flatten(1)
-    x = x[:, x.square().sum(0).argsort(descending=True)]  # loud frames first: they tell most
+    x = model.split(lapped(x * FULL_SCALE, model.config.bands)).permute(1, 2, 0, 3).flatten(2)
+    x = x[..., x.square().sum((0, 1)).argsort(descending=True)]  # loud frames first: they tell most
 
-    def together(codes, frames):
-        cells = model.cells([], model.decode(codes)[0])[0]
-        phase = x[:, :frames] / cells
-        far = (phase.abs() > 1).float()  # others would lie around the centre of any cell
+    def together(codes, frames, least=1.5):
+        phase = x[..., :frames] / model.cells(codes)[0]
+        far = (phase.abs() > least).float()  # others would lie around the centre of any cell
         waves = torch.cos(2 * math.pi * phase)
-        return (waves * far).mean((1, 2)).abs() / (far.mean((1, 2)) + 0.125)
+        return (waves * far).mean((1, 2, 3)).abs() / (far.mean((1, 2, 3)) + 0.125)
 
-    likely = together(torch.arange(CODES).float(), 48).topk(256).indices.float()
-    best = likely[together(likely, 512).argmax()]  # few frames may fit cells of half the width
+    likely = together(torch.arange(CODES).float(), 12).topk(256).indices.float()
+    best = likely[together(likely, 128).argmax()]  # few frames may fit cells of half the width
+    wider = best + torch.tensor([0.0, 256, 512])
+    best = wider[together(wider, 256) > 0.7 * together(best[None], 256)][-1]  # as the whole may
     for width in (2.0, 0.25):
         near = best + torch.linspace(-width, width, 65)
-        best = near[together(near, 1024).argmax()]
+        best = near[together(near, 512, 3.5).argmax()]
     return best.item() if model.config.reserve else round(best.item())
 
 
@@ -246,21 +252,8 @@ class LatticeMethod:
             print(f"warning: {stego.name}: {damage}", file=sys.stderr)
 
 
-class PaperMethod:
+class PaperMethod(NetworkMethod):
     """Files with the paper's network: piece by piece, on all cores. A key permutes segments."""
-
-    layout = SPARSE
-    least_samples = SPARSE.header_samples + SPARSE.seal_samples
-
-    def __init__(self, model):
-        self.model = model
-
-    def fingerprint(self):
-        return model_fingerprint(self.model)
-
-    def header(self, cover, secret):
-        return Header(cover.samples, secret.frames, self.fingerprint(), 0, secret.channels,
-                      self.layout)
 
     def hide(self, header, cipher, cover, secret, snr, shaping, masking):
         """The stego's samples, without header and seal, piece by piece. The cover is turned down by
@@ -268,8 +261,8 @@ class PaperMethod:
         limit = 1 << (cover.depth - 1)
 
         def work(start):
-            x, y = self.read(cover, start) / limit, self.read(secret, start) / FULL_SCALE
-            y = functional.pad(y, (0, x.shape[1] - y.shape[1])).expand(cover.channels, -1)
+            x = self.read(cover, start, start + PIECE)
+            y = self.read(secret, start, start + PIECE, x.shape[1]).expand_as(x)
             y = container.scramble(y, segments_key(cipher), cover.rate) if cipher.keyed else y
             stego = (self.model.hide(x, y.contiguous())[0] * limit).round()
             peak = max(stego.max().item() / (limit - 1), -stego.min().item() / limit)
@@ -297,24 +290,10 @@ class PaperMethod:
         yield from stego.pieces(first, last)
         yield stego.read(last)
 
-    def measure(self, header, cipher, written, secret):
-        """The energy of what `reveal` lacks of a secret, from the written stego."""
-        noise = start = 0
-        for pcm in self.reveal(header, cipher, written):
-            before = secret.read(start, start + pcm.size)
-            noise += energy(before - torch.from_numpy(pcm.flatten().astype(np.int32)))
-            start += pcm.size
-        return noise
-
-    def assumed_header(self, stego):
-        """What to go by where there is no header: a secret as long as the stego."""
-        return Header(stego.samples, stego.frames, 0, 0, stego.channels, self.layout)
-
     def reveal(self, header, cipher, stego):
         """The secret's samples, int16 [n, channels], piece by piece."""
         def work(start):
-            x = self.read(stego, start) / (1 << (stego.depth - 1))
-            y = self.model.reveal(x)[1]
+            y = self.model.reveal(self.read(stego, start, start + PIECE))[1]
             y = container.unscramble(y, segments_key(cipher), stego.rate) if cipher.keyed else y
             y = y.mean(0, keepdim=True) if header.channels == 1 else y
             return to_pcm(y[:, :header.length - start].T)
@@ -322,20 +301,19 @@ class PaperMethod:
         starts = range(0, header.length, PIECE)
         return in_order(work, starts, bar(header.length / stego.rate))
 
-    def read(self, sound, start):
-        """Frames of a Sound, float32 [channels, n]."""
-        samples = sound.read(start * sound.channels, (start + PIECE) * sound.channels)
-        return samples.view(-1, sound.channels).T.float()
-
 
 def segments_key(cipher):
     return cipher.stream(b"segments\0", 32)
 
 
-def model_fingerprint(model):
-    """A checksum of an INN's config and weights."""
-    config = zlib.crc32(repr(asdict(model.config)).encode())
-    return config ^ container.fingerprint(model.state_dict().values())
+def keep_memory():
+    """Where the C library is glibc, large arrays that are freed stay with the process: half of the
+    time would go to giving them back to the system and getting them again."""
+    try:
+        for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            ctypes.CDLL(None).mallopt(parameter, 1 << 30)
+    except (AttributeError, OSError, TypeError):
+        pass
 
 
 _work = None  # of a child process, which inherits it
@@ -345,6 +323,7 @@ def _set_up(work):
     global _work
     _work = work
     torch.set_num_threads(1)
+    keep_memory()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

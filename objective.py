@@ -3,11 +3,14 @@
 Shapes: B batch, T samples, F frames.
 """
 
+import contextlib
 import math
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import distributed, nn
+from torch.utils.checkpoint import checkpoint
 
 import noise
 import wavinwav
@@ -69,6 +72,13 @@ def total_loss(args, wavlm, waves, r):
     return total
 
 
+def recompute(model):
+    """Let the dense subnets keep their inputs only, and compute the rest again in `backward`."""
+    for module in model.modules():
+        if isinstance(module, wavinwav.DenseSubnet):
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+
+
 class Objective(nn.Module):
     """What to do with a network in training: losses and scores of a batch, validation. The paper's;
     DistributedDataParallel wraps it. LatticeObjective has the same interface."""
@@ -83,9 +93,8 @@ class Objective(nn.Module):
         self.model, self.args, self.amp = model, args, amp
         self.noise = self.wavlm = None
         rate = model.config.sample_rate
-        for module in model.modules():
-            if isinstance(module, wavinwav.DenseSubnet):
-                module.recompute = args.recompute
+        if args.recompute:
+            recompute(model)
         if args.noise:
             self.noise = noise.NoiseLayer(args.noise, rate)
         if args.wavlm_weight:
@@ -110,7 +119,7 @@ class Objective(nn.Module):
 
     def trainable(self):
         """Parameters by name. The paper's robust stage hides as before."""
-        prefix = "robust_" if self.model.config.robust else ""
+        prefix = "robust_" if getattr(self.model.config, "robust", False) else ""
         return {name: parameter for name, parameter in self.model.named_parameters()
                 if name.startswith(prefix)}
 
@@ -176,32 +185,36 @@ class LappedObjective(Objective):
     """The same for dirty-paper coding: the cells' width is varied, and rounding to a file, which
     cannot be trained through, is noise of the spectrum that it will have."""
 
-    no_use_for = {"recompute"}
+    no_use_for = {"recompute", "robust_from"}  # it has no subnets worth it, and no second stack
+
+    def __init__(self, model, args, device, amp):
+        super().__init__(model, args, device, contextlib.nullcontext)  # for 16 bits, all of float32
 
     @torch.no_grad()
     def initialise(self, pairs):
         """The long-term level of each band, and cells that begin by following it."""
         model, secrets = self.model, pairs.sample(256)
-        _, gain = model.setting(secrets, secrets, torch.zeros(len(secrets)))
-        x = wavinwav.FULL_SCALE * gain * wavinwav.lapped(secrets, model.config.bands)
-        x = x[:, :model.config.carriers]
-        model.level.copy_(x.square().mean((0, 2)).sqrt().clamp_min(1e-3)[:, None])
+        gain = model.cells(model.fit(secrets, secrets, 0.0, rounds=0))[2]
+        x = model.split(wavinwav.lapped(wavinwav.FULL_SCALE * secrets, model.config.bands))
+        power = (gain * x).square().mean((0, 1, 3))
+        model.level.copy_(power.sqrt().clamp_min(1e-3)[:, None])
         model.log_cells += 0.3 * model.level.log()
 
     def round_trip(self, cover, secret, numbers, batch):
         model, snr_ = self.model, torch.full_like(cover[:, 0], self.model.config.stego_snr)
         if model.training:
             snr_ = snr_ + 6 * (2 * self.draw(torch.rand, numbers, "snr", (), cover) - 1)
-        setting = model.setting(cover, secret, snr_)
-        stego, r, slope = model(cover, secret, *setting)
+        code = model.fit(cover, secret, snr_, rounds=0)
+        stego, r, slope = model(cover, secret, code)
         if model.training:
             normal = self.draw(torch.randn, numbers, "rounding", stego.shape[1:], stego)
-            weights = wavinwav.noise_weights(slope, model.config.bands)
+            weights = wavinwav.noise_weights(slope)
             power = weights.log().mean(1, keepdim=True).exp() / weights / 12
             normal = wavinwav.lapped(normal, model.config.bands) * power.sqrt()
-            stego = stego + wavinwav.unlapped(normal) / wavinwav.FULL_SCALE
+            stego = stego + wavinwav.unlapped(normal, stego.shape[1]) / wavinwav.FULL_SCALE
         else:
-            stego = wavinwav.round_to_file(wavinwav.FULL_SCALE * stego, slope, model.config.bands)
+            free = torch.full_like(stego, -1)
+            stego = wavinwav.round_to_file(wavinwav.FULL_SCALE * stego, slope, free)
             stego = stego / wavinwav.FULL_SCALE
         changed = self.change(stego, numbers, batch)
-        return stego, *model.inverse(changed, None, *setting, None, model.config.robust), r
+        return stego, *model.inverse(changed, None, code), r

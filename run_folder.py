@@ -6,7 +6,6 @@ import fcntl
 import os
 
 import checkpoint
-import wavinwav
 from data import stop
 
 ANEW_ON_RESUME = {"resume", "data_dir", "val_dir", "out_dir", "device", "workers", "save_every",
@@ -31,7 +30,7 @@ def claim(folder):
 def go_on(path, args, given):
     """The checkpoint at `path`, whose flags come into the place of args'."""
     try:
-        content = wavinwav.read_checkpoint(path)
+        content = checkpoint.read(path)
     except FileNotFoundError:
         stop(f"{path} does not exist: there is nothing to resume")
     except (ValueError, OSError) as error:

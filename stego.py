@@ -28,6 +28,7 @@ import warnings
 
 import torch
 
+import checkpoint
 import container
 import lattice
 import wavinwav
@@ -217,7 +218,7 @@ def read_header(method, stego, key, force):
 def load_model(path):
     """The model in a file, an INN or a Lattice. Raises StegoError."""
     try:
-        holds_lattice = lattice.is_lattice(wavinwav.read_checkpoint(path))
+        holds_lattice = lattice.is_lattice(checkpoint.read(path))
         return lattice.load(path) if holds_lattice else wavinwav.load(path)
     except FileNotFoundError as error:
         raise StegoError(f"{path} does not exist; give a model with --model") from error

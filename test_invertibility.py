@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import wavinwav
-from wavinwav import CODES, NARROWEST, Config, DenseSubnet, build
+from wavinwav import NARROWEST, Config, build
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 PAPER, LAPPED = Config.paper(blocks=3, growth=8), Config.lapped()
-CONFIGS = [PAPER, LAPPED, Config.lapped(bands=48, carriers=40, robust=True, reserve=0.1)]
-for_each_config = pytest.mark.parametrize("config", CONFIGS, ids=["paper", "lapped", "robust"])
+CONFIGS = [PAPER, LAPPED, Config.lapped(bands=48, carriers=40, reserve=0.1)]
+for_each_config = pytest.mark.parametrize("config", CONFIGS, ids=["paper", "lapped", "reserve"])
 
 
 def randomised(config, dtype=torch.float32):
@@ -41,8 +41,11 @@ def low_pass(*shape, seed=0, rms=0.05):
     return rms * x / x.square().mean(-1, keepdim=True).sqrt()
 
 
-def key(*shape, seed=5):
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)).double() - 0.5
+def key(model, cover, seed=5):
+    """A dither for a cover [T] or [B, T], the same in each item."""
+    x = torch.rand(cover.shape[-1], generator=torch.Generator().manual_seed(seed)).to(cover) - 0.5
+    x = torch.nn.functional.pad(x, (0, -len(x) % model.config.bands))
+    return model.split(x.view(1, -1, model.config.bands).mT)
 
 
 def snr(reference, estimate):
@@ -66,10 +69,11 @@ def test_parameters_of_the_paper():
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("shape", [(48,), (64,), (2, 111), (2, 1500)], ids=str)
 def test_reveal_with_r_is_exact(shape, dtype, config):
-    shape = (64,) if shape == (48,) and config is LAPPED else shape  # no shorter than a hop
-    cover, secret, pad = low_pass(*shape).to(dtype), low_pass(*shape, seed=1).to(dtype), key(*shape)
-    model = randomised(config, dtype)
-    for options in [{}] if config is PAPER else [{}, {"dither": pad}, {"dither": pad, "depth": 24}]:
+    cover, secret = low_pass(*shape).to(dtype), low_pass(*shape, seed=1).to(dtype)
+    model, choices = randomised(config, dtype), [{}]
+    if config is not PAPER:
+        choices += [{"dither": key(model, cover)}, {"dither": key(model, cover), "depth": 24}]
+    for options in choices:
         stego, r = model.hide(cover, secret, **options)
         assert stego.shape == cover.shape and stego.dtype == r.dtype == dtype
         assert (stego - cover).abs().max() > 1e-5
@@ -109,17 +113,17 @@ def test_digital_silence():
         assert (model.reveal(stego, r)[1] - secret).abs().max() < 1e-10
 
 
-@pytest.mark.parametrize("code", [0, 15, 16, 2000, CODES - 1])
+@pytest.mark.parametrize("code", [0, 15, 16, 2000, 4095])
 def test_codes_are_found_again(code, monkeypatch):
     model, cover, codes = levelled(), low_pass(1, 1000, rms=1e-3), torch.tensor([code]).double()
     monkeypatch.setattr(model, "fit", lambda *_: codes)
-    if code == CODES - 1:  # such cells are wider than full scale
+    if code == 4095:  # such cells are wider than full scale
         with pytest.raises(ValueError, match="room"):
             model.hide(cover, cover)
     else:
         stego, _ = model.hide(cover, cover)
-        assert torch.equal(model.reveal(stego)[1], model.extract(stego, codes)[1])
-        assert not torch.equal(model.reveal(stego)[1], model.extract(stego, codes + 1)[1])
+        assert torch.equal(model.reveal(stego)[1], model.reveal(stego, code=codes)[1])
+        assert not torch.equal(model.reveal(stego)[1], model.reveal(stego, code=codes + 1)[1])
 
 
 @for_each_config
@@ -134,17 +138,17 @@ def test_a_batch_is_its_items(config):
 
 def test_a_wrong_dither_reveals_nothing():
     model, cover, secret = levelled(), low_pass(8000, rms=0.1), low_pass(8000, seed=1)
-    stego, _ = model.hide(cover, secret, dither=key(8000))
-    assert snr(secret, model.reveal(stego, dither=key(8000))[1]) > 20
-    for dither in (None, key(8000, seed=6)):
+    stego, _ = model.hide(cover, secret, dither=key(model, cover))
+    assert snr(secret, model.reveal(stego, dither=key(model, cover))[1]) > 20
+    for dither in (None, key(model, cover, seed=6)):
         signs = torch.stack([secret, model.reveal(stego, dither=dither)[1]])
         assert wavinwav.lapped(signs, 64).sign().prod(0).mean().abs() < 8 / 8000 ** 0.5
 
 
 def test_a_dither_makes_distortion_uniform_in_pauses():
-    model, width = levelled(follow=0.0), torch.full((1, 1, 1), 100.0, dtype=torch.float64)
-    cover = low_pass(1, 64000, rms=0.1)
-    stego = model(cover, 0 * cover, width, width / 100, key(1, 64000))[0]
+    model, cover = levelled(), low_pass(1, 64000, rms=0.1)
+    code = 256 * torch.tensor([100 / NARROWEST]).double().log2()  # cells of 100 LSB
+    stego = model(cover, 0 * cover, code, key(model, cover))[0]
     change = wavinwav.lapped((stego - cover) * 32768, 64) / 100
     assert change.abs().max() <= 0.5 + 1e-9
     assert abs(12 * change.square().mean() - 1) < 8 / 64000 ** 0.5
@@ -154,36 +158,25 @@ def test_a_dither_makes_distortion_uniform_in_pauses():
 def test_shaped_rounding():
     x, secret = low_pass(2, 8000, rms=1000), wavinwav.lapped(low_pass(2, 8000, seed=1), 64)
     slope = (1 / secret.abs().mean(2, keepdim=True)).expand_as(secret)
-    parity = (torch.arange(96).expand(2, -1) % 3 - 1).double()
-    shaped = wavinwav.round_to_file(x, slope, 64, parity)
+    parity = (torch.arange(8000).expand(2, -1) % 3 - 1).double()
+    parity[:, 96:] = -1
+    shaped = wavinwav.round_to_file(x, slope, parity)
     plain, best = (wavinwav.lapped(y - x, 64).square() for y in (x.round(), shaped))
-    weights = wavinwav.noise_weights(slope, 64)
+    weights = wavinwav.noise_weights(slope)
     assert (weights * plain).mean() > 4 * (weights * best).mean()
     assert torch.equal(shaped, shaped.round()) and (shaped - x).abs().max() < 32
-    assert ((shaped[:, :96] % 2 == parity) | (parity < 0)).all()
+    assert ((shaped % 2 == parity) | (parity < 0)).all()
 
 
 @for_each_config
 def test_gradients_reach_every_parameter(config):
     model, x, y = randomised(config), low_pass(2, 1920).float(), low_pass(2, 1920, seed=1).float()
-    setting = () if config is PAPER else model.setting(x, y, torch.full((2,), 30.0))
-    for robust in {False, config.robust}:
-        stego, r = model(x, y, *setting)[:2]
-        z = torch.zeros_like(r) if config is PAPER else None
-        secret = model.inverse(stego, z, *setting, robust=robust)[1]
-        ((secret - y).square().mean() + stego.square().mean() + r.square().mean()).backward()
+    codes = () if config is PAPER else [model.fit(x, y, 30.0, rounds=0)]
+    stego, r = model(x, y, *codes)[:2]
+    secret = model.inverse(stego, torch.zeros_like(r), *codes)[1]
+    ((secret - y).square().mean() + stego.square().mean() + r.square().mean()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.any(), name
-
-
-def test_recomputation_changes_no_gradient(monkeypatch):
-    model, x, gradients = randomised(PAPER, torch.float64), low_pass(2, 1000), []
-    for recompute in (False, True):
-        monkeypatch.setattr(DenseSubnet, "recompute", recompute)
-        model.zero_grad()
-        sum(y.square().mean() for y in model(x, x.flip(1))).backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    assert torch.allclose(*gradients, rtol=1e-9, atol=1e-15)
 
 
 @for_each_config

@@ -39,7 +39,6 @@ import checkpoint
 import data
 import noise
 import run_folder
-import wavinwav
 from command import Parser, on_ending_signals, settle_streams, tell
 from data import RANK, WORLD, stop
 from discriminator import Adversary
@@ -69,7 +68,6 @@ MODEL_FLAGS = {  # fields of Config, where their metadata has no help
     "kernel": "taps of these convs",
     "clamp": "bound of the log-scale",
     "stego_snr": "dB, of a stego unless another is asked for; training varies it by 6",
-    "follow": "power of the stego's local power that the cells' widths follow",
     "margin": "LSB that are left empty at both edges of a cell",
     "reserve": "of a cell's usual width, left empty there too, for noise",
 }
@@ -245,7 +243,7 @@ def learning_rate(step, args):
 
 def preset_of(path):
     """The preset that a model file names, or None."""
-    config = wavinwav.read_checkpoint(path).get("config")
+    config = checkpoint.read(path).get("config")
     return config.get("preset") if isinstance(config, dict) else None
 
 

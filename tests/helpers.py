@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import wavinwav
+import checkpoint
+import scores
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 COVER, SECRET = (os.path.join(ROOT, "examples", f"{name}.wav") for name in ("cover", "secret"))
@@ -94,6 +95,12 @@ def same(a, b):
     assert [x.shape for x in a] == [x.shape for x in b]
     for x, y in zip(a, b):
         assert torch.allclose(x, y, rtol=1e-4, atol=1e-4)
+
+
+def pair_files(folder, seconds=1.001, rate=16000):
+    """A pair as evaluate.py writes it; at first its length is no multiple of a hop. {name: path}"""
+    pair = (torch.from_numpy(0.3 * voice(seconds, rate, seed)) for seed in (1, 2))
+    return scores.write_pair(folder, *pair, rate)
 
 
 # ---------------------------------------------------------------- stego.py
@@ -189,13 +196,13 @@ def metrics(folder):
 
 def weights(path):
     """All numbers of a model file [n]."""
-    state = wavinwav.read_checkpoint(path)["state_dict"]
+    state = checkpoint.read(path)["state_dict"]
     return torch.cat([value.flatten().double() for value in state.values()])
 
 
 def gradients(path):
     """Means of the last steps' gradients, as Adam has them: of the network [n], and of the
     discriminator, if there is one."""
-    training = wavinwav.read_checkpoint(path)["training"]
+    training = checkpoint.read(path)["training"]
     states = [part["optimiser"]["state"] for part in (training, training["adversary"]) if part]
     return [torch.cat([state[i]["exp_avg"].flatten() for i in sorted(state)]) for state in states]

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 import checkpoint
-import wavinwav
 from lattice import Lattice, LatticeConfig
 
 
@@ -20,7 +19,7 @@ def test_what_was_there_stays_after_a_fault(tmp_path):
     with pytest.raises(TypeError):
         checkpoint.save(model, path, training=(x for x in ()))
     assert [each.name for each in tmp_path.iterdir()] == ["model.pt"]
-    content = wavinwav.read_checkpoint(path)
+    content = checkpoint.read(path)
     assert content["training"] == {"step": 3} and content["config"]["growth"] == 1
     assert all(map(torch.equal, content["state_dict"].values(), model.state_dict().values()))
 
@@ -28,6 +27,6 @@ def test_what_was_there_stays_after_a_fault(tmp_path):
 def test_a_file_of_another_version_is_refused(tmp_path):
     path = tmp_path / "model.pt"
     checkpoint.save(Lattice(LatticeConfig(growth=1)), path)
-    torch.save(wavinwav.read_checkpoint(path) | {"wavinwav": 1}, path)
+    torch.save(checkpoint.read(path) | {"wavinwav": 1}, path)
     with pytest.raises(ValueError, match="model.pt is not a WavInWav model of this version"):
-        wavinwav.read_checkpoint(path)
+        checkpoint.read(path)

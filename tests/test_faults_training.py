@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 
+import checkpoint
 import data as data_module
 import wavinwav
 from helpers import INN, TINY, TINY_LATTICE, metrics, train_command, voice
@@ -96,7 +97,7 @@ def test_two_runs_do_not_share_a_folder(data, tmp_path):
     os.killpg(process.pid, signal.SIGHUP)  # its terminal is closed: it saves, and gives way
     assert "go on with --resume" in process.communicate(timeout=60)[1]
     assert process.returncode == 128 + signal.SIGHUP
-    step = wavinwav.read_checkpoint(tmp_path / "last.pt")["training"]["step"]
+    step = checkpoint.read(tmp_path / "last.pt")["training"]["step"]
     assert step >= 4
     process = begun(data, tmp_path, "--resume")
     process.kill()
@@ -105,7 +106,7 @@ def test_two_runs_do_not_share_a_folder(data, tmp_path):
 
 def test_what_a_kill_leaves_goes_at_the_next_start(data, tmp_path):
     train("--data_dir", data, *TINY, "--steps", 4, "--out_dir", tmp_path)
-    content = wavinwav.read_checkpoint(tmp_path / "last.pt")
+    content = checkpoint.read(tmp_path / "last.pt")
     content["training"]["step"] = 2
     torch.save(content, tmp_path / "last.pt")
     gone = subprocess.Popen(["true"])
@@ -132,7 +133,7 @@ def test_a_finished_run_has_nothing_to_resume(data, tmp_path):
 def test_no_best_model_is_told(data, tmp_path):
     """Weights that are NaN give no finite score."""
     train("--data_dir", data, *TINY, "--steps", 2, "--out_dir", tmp_path / "a")
-    content = wavinwav.read_checkpoint(tmp_path / "a" / "last.pt")
+    content = checkpoint.read(tmp_path / "a" / "last.pt")
     content["state_dict"] = {name: torch.full_like(value, torch.nan) if value.is_floating_point()
                              else value for name, value in content["state_dict"].items()}
     content["training"] |= dict(step=0, pairs=0, best=-torch.inf)

@@ -34,7 +34,8 @@ def paths(tmp_path):
 
 
 def samples(path):
-    return torch.from_numpy(soundfile.read(path, dtype="int16", always_2d=True)[0].T.astype(np.int32))
+    samples = soundfile.read(path, dtype="int16", always_2d=True)[0]
+    return torch.from_numpy(samples.T.astype(np.int32))
 
 
 def signal(path):

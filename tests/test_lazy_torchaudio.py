@@ -1,5 +1,5 @@
-"""The commands beside a torchaudio that raises when it is imported: what needs none of it works, and
-the rest says in one line what to do."""
+"""The commands beside a torchaudio that raises when it is imported: what needs none of it works,
+and the rest says in one line what to do."""
 
 import os
 import re
@@ -18,7 +18,8 @@ from lazy_torchaudio import resample
 
 FAULTS = {
     "OSError": "libcudart.so.13: cannot open shared object file:\\n No such file or directory",
-    "RuntimeError": "Detected that PyTorch and TorchAudio were compiled with different CUDA versions.",
+    "RuntimeError":
+        "Detected that PyTorch and TorchAudio were compiled with different CUDA versions.",
     "ImportError": "cannot import name",
 }
 REMEDY = (rf"torchaudio {re.escape(metadata.version('torchaudio'))} cannot be loaded beside "
@@ -46,8 +47,8 @@ def folder(tmp_path_factory):
 def run(folder, fault, *words):
     """python WORDS in the repository, with the torchaudio that has this fault before all others."""
     environment = os.environ | {"PYTHONPATH": str(folder / fault)}
-    return subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, env=environment, capture_output=True,
-                          text=True, timeout=300)
+    return subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, env=environment,
+                          capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -79,8 +80,8 @@ for model in lattice.load("lattice.pt"), wavinwav.load("wavinwav.pt"):
 
 
 def test_training_at_the_models_own_rate(folder, tmp_path):
-    done = run(folder, "OSError", "train.py", "--data_dir", folder / "own", *TINY, "--noise", "gaussian", "--steps", 4,
-               "--workers", 1, "--out_dir", tmp_path)
+    done = run(folder, "OSError", "train.py", "--data_dir", folder / "own", *TINY, "--noise",
+               "gaussian", "--steps", 4, "--workers", 1, "--out_dir", tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "best.pt").exists()
 
@@ -90,19 +91,25 @@ def test_training_at_the_models_own_rate(folder, tmp_path):
     ("RuntimeError", ["train.py", "--data_dir", "{folder}/other", *TINY]),
     ("ImportError", ["train.py", "--data_dir", "{folder}/own", *TINY, "--adversarial"]),
     ("OSError", ["train.py", "--data_dir", "{folder}/own", *TINY, "--noise", "identity,resample"]),
-    ("OSError", ["train.py", "--data_dir", "{folder}/other", *TINY, "--sample_rate", 22050, "--wavlm_weight", 1]),
+    ("OSError", ["train.py", "--data_dir", "{folder}/other", *TINY, "--sample_rate", 22050,
+                 "--wavlm_weight", 1]),
     ("RuntimeError", ["train.py", "--data_dir", "{folder}/own", *TINY, "--wavlm_weight", 1,
                       "--wavlm_source", "torchaudio/WAVLM_BASE_PLUS"]),
-    ("OSError", ["train.py", "--data_dir", "{folder}/own", *TINY, "--wavlm_weight", 1, "--wavlm_source", "{folder}"]),
-    ("OSError", ["evaluate.py", "--cover", COVER, "--secret", "{folder}/fast.wav", "--no_perceptual"]),
-    ("RuntimeError", ["evaluate.py", "--cover", COVER, "--secret", SECRET, "--no_perceptual", "--attacks", "--snr", 50]),
-], ids=["hide", "train", "adversarial", "resample", "WavLM", "bundle", "hubconf", "evaluate", "attacks"])
+    ("OSError", ["train.py", "--data_dir", "{folder}/own", *TINY, "--wavlm_weight", 1,
+                 "--wavlm_source", "{folder}"]),
+    ("OSError", ["evaluate.py", "--cover", COVER, "--secret", "{folder}/fast.wav",
+                 "--no_perceptual"]),
+    ("RuntimeError", ["evaluate.py", "--cover", COVER, "--secret", SECRET, "--no_perceptual",
+                      "--attacks", "--snr", 50]),
+], ids=["hide", "train", "adversarial", "resample", "WavLM", "bundle", "hubconf", "evaluate",
+        "attacks"])
 def test_one_line_for_what_needs_it(folder, tmp_path, fault, words):
     words = [str(word).format(folder=folder, out=tmp_path) for word in words]
     if words[0] == "train.py":
         words += ["--out_dir", tmp_path / "run"]
     done = run(folder, fault, *words)
-    assert done.returncode == 1 and done.stdout == "" and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.returncode == 1 and done.stdout == "", done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
     assert re.search(REMEDY, done.stderr), done.stderr
     assert not os.listdir(tmp_path), "nothing half-written"
 

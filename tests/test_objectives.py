@@ -14,6 +14,7 @@ import pytest
 import soundfile
 import torch
 
+import checkpoint
 import noise
 import train
 import wavinwav
@@ -33,7 +34,7 @@ from helpers import (
     weights,
 )
 from lattice_objective import table_settings
-from objective import PAIRS, LappedObjective, Objective, snr
+from objective import PAIRS, LappedObjective, Objective, recompute, snr
 
 SHORT = ["--crop", "0.134"]  # just the longest window of the discriminator
 HUB = '''
@@ -72,6 +73,18 @@ def model(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("clean")
     run(data, folder, *TINY, "--steps", 40, "--lr", "3e-3", "--val_every", 40)
     return folder / "best.pt"
+
+
+def test_recomputation_changes_no_gradient():
+    torch.manual_seed(0)
+    model = wavinwav.build(wavinwav.Config.paper(blocks=2, growth=4)).double()
+    x, found = torch.randn(2, 1000).double(), []
+    for change in (lambda model: None, recompute):
+        change(model)
+        model.zero_grad()
+        sum(y.square().mean() for y in model(x, x.flip(1))).backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert torch.allclose(*found, rtol=1e-9, atol=1e-15)
 
 
 def run(data, folder, *flags):
@@ -154,7 +167,7 @@ def test_discriminator_learns_from_waves_that_are_detached(data, tmp_path):
     # then the network learns to mislead it, as it stands
     args, _ = train.parse_arguments(["--data_dir", str(data), *TINY_PAPER, "--adversarial"])
     adversary = Adversary(1e-3, 1.0, torch.device("cpu"), contextlib.nullcontext)
-    saved = wavinwav.read_checkpoint(tmp_path / "last.pt")["training"]["adversary"]
+    saved = checkpoint.read(tmp_path / "last.pt")["training"]["adversary"]
     adversary.load_state_dict(saved)
     before = {name: value.clone() for name, value in adversary.network.state_dict().items()}
     objective = Objective(network.train(), args, torch.device("cpu"), contextlib.nullcontext)
@@ -254,7 +267,7 @@ def test_killed_and_resumed_with_everything_on(data, hub, tmp_path):
     again = train_command(*flags, "--out_dir", cut, "--resume")
     subprocess.run(again, check=True, capture_output=True)
     assert torch.equal(weights(cut / "last.pt"), weights(whole / "last.pt"))
-    a, b = (wavinwav.read_checkpoint(folder / "last.pt")["training"]["adversary"]["network"]
+    a, b = (checkpoint.read(folder / "last.pt")["training"]["adversary"]["network"]
             for folder in (cut, whole))
     assert all(torch.equal(a[name], b[name]) for name in b)
     assert (cut / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
@@ -298,7 +311,7 @@ def test_another_number_of_processes_goes_on(data, tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
-    saved = wavinwav.read_checkpoint(tmp_path / "last.pt")["training"]
+    saved = checkpoint.read(tmp_path / "last.pt")["training"]
     assert 4 <= saved["step"] < 1_000_000 and saved["pairs"] == 4 * saved["step"]
     again = train_command("--data_dir", data, *TINY, "--out_dir", tmp_path, "--resume")
     process = subprocess.Popen(again, stderr=subprocess.PIPE, text=True)
@@ -307,7 +320,7 @@ def test_another_number_of_processes_goes_on(data, tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     assert "go on with --resume" in process.communicate(timeout=60)[1]
-    again = wavinwav.read_checkpoint(tmp_path / "last.pt")["training"]
+    again = checkpoint.read(tmp_path / "last.pt")["training"]
     assert again["pairs"] - saved["pairs"] == 2 * (again["step"] - saved["step"]) > 0
 
 

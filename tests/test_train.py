@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 
+import checkpoint
 import lattice
 import wavinwav
 from helpers import (
@@ -69,7 +70,7 @@ def test_killed_and_resumed_ends_as_uninterrupted(data, tmp_path, preset):
 
     cut = tmp_path / "cut"
     train_killed(*flags, "--out_dir", cut)
-    step = wavinwav.read_checkpoint(cut / "last.pt")["training"]["step"]
+    step = checkpoint.read(cut / "last.pt")["training"]["step"]
     assert step == 2 and len(metrics(cut)) == 2
     train("--data_dir", data, "--out_dir", cut, "--resume", *preset)
     assert torch.equal(weights(cut / "last.pt"), weights(tmp_path / "whole" / "last.pt"))
@@ -91,7 +92,7 @@ def test_ctrl_c_saves_between_checkpoints(data, tmp_path):
     process.send_signal(signal.SIGINT)
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 130 and "--resume" in errors and "Traceback" not in errors
-    assert wavinwav.read_checkpoint(tmp_path / "last.pt")["training"]["step"] >= 4
+    assert checkpoint.read(tmp_path / "last.pt")["training"]["step"] >= 4
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals differ")
@@ -107,7 +108,7 @@ def test_sigterm_to_all_processes_saves(data, tmp_path):
     os.killpg(process.pid, signal.SIGTERM)
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 143 and "--resume" in errors and "Traceback" not in errors
-    assert wavinwav.read_checkpoint(tmp_path / "last.pt")["training"]["step"] >= 4
+    assert checkpoint.read(tmp_path / "last.pt")["training"]["step"] >= 4
 
 
 def members(session):
@@ -208,7 +209,7 @@ def test_non_finite_steps_are_skipped_and_many_stop_the_run(data, tmp_path):
     done = train("--data_dir", data, *TINY, "--steps", 50, "--snr", "1e38", "--max_skipped", 4,
                  "--out_dir", tmp_path, expect=1)
     assert "not finite 4 times in a row" in done.stderr
-    before = wavinwav.read_checkpoint(tmp_path / "last.pt")
+    before = checkpoint.read(tmp_path / "last.pt")
     assert before["training"]["step"] == 2 and before["training"]["skipped"].tolist() == [2, 2]
     assert weights(tmp_path / "last.pt").isfinite().all()
     assert all(not state["step"] for state in before["training"]["optimiser"]["state"].values())
@@ -240,7 +241,7 @@ def test_fp16_skips_what_overflows(data, tmp_path):
     hundreds of times too high here, and changes nothing else."""
     flags = ["--data_dir", data, *TINY, "--amp", "fp16", "--crop", 0.1, "--steps", 16]
     train(*flags, "--out_dir", tmp_path)
-    saved = wavinwav.read_checkpoint(tmp_path / "last.pt")["training"]
+    saved = checkpoint.read(tmp_path / "last.pt")["training"]
     skipped = int(metrics(tmp_path)[-1]["skipped"])
     assert 0 < skipped < 16 and saved["scaler"]["scale"] == 65536 / 2 ** skipped
     assert {int(state["step"]) for state in saved["optimiser"]["state"].values()} == {16 - skipped}
@@ -281,7 +282,7 @@ def test_cuda(data, tmp_path, preset, amp):
     flags = ["--data_dir", data, *preset, "--device", "cuda", "--amp", amp, "--steps", 24]
     train(*flags, "--out_dir", tmp_path)
     skipped = int(metrics(tmp_path)[-1]["skipped"])
-    saved = wavinwav.read_checkpoint(tmp_path / "last.pt")["training"]
+    saved = checkpoint.read(tmp_path / "last.pt")["training"]
     if amp == "fp16":
         assert saved["scaler"]["scale"] == 65536 / 2 ** skipped
     else:

@@ -1,4 +1,5 @@
-"""wavlm_loss.py with tiny teachers of both kinds, from a folder, from torchaudio's cache, and from nowhere."""
+"""wavlm_loss.py with tiny teachers of both kinds, from a folder, from torchaudio's cache, and from
+nowhere."""
 
 import copy
 import dataclasses
@@ -14,12 +15,15 @@ from torchaudio.functional import resample
 from helpers import buzz, same
 from wavlm_loss import WavLMLoss
 
-CONVS = [(8, 10, 5), (8, 3, 2), (8, 3, 2), (8, 3, 2), (8, 3, 2), (8, 2, 2), (8, 2, 2)]  # WavLM's, with 8 channels
-LARGE = dict(extractor_mode="layer_norm", extractor_conv_layer_config=CONVS, extractor_conv_bias=False, encoder_embed_dim=32,
-             encoder_projection_dropout=0.1, encoder_pos_conv_kernel=16, encoder_pos_conv_groups=4, encoder_num_layers=3,
-             encoder_num_heads=4, encoder_max_distance=80, encoder_num_buckets=32, encoder_attention_dropout=0.1,
-             encoder_ff_interm_features=64, encoder_ff_interm_dropout=0.1, encoder_dropout=0.1, encoder_layer_norm_first=True,
-             encoder_layer_drop=0.1, aux_num_out=None)
+# WavLM's, with 8 channels
+CONVS = [(8, 10, 5), (8, 3, 2), (8, 3, 2), (8, 3, 2), (8, 3, 2), (8, 2, 2), (8, 2, 2)]
+LARGE = dict(
+    extractor_mode="layer_norm", extractor_conv_layer_config=CONVS, extractor_conv_bias=False,
+    encoder_embed_dim=32, encoder_projection_dropout=0.1, encoder_pos_conv_kernel=16,
+    encoder_pos_conv_groups=4, encoder_num_layers=3, encoder_num_heads=4, encoder_max_distance=80,
+    encoder_num_buckets=32, encoder_attention_dropout=0.1, encoder_ff_interm_features=64,
+    encoder_ff_interm_dropout=0.1, encoder_dropout=0.1, encoder_layer_norm_first=True,
+    encoder_layer_drop=0.1, aux_num_out=None)
 BASE = LARGE | dict(extractor_mode="group_norm", encoder_layer_norm_first=False)
 
 TORCHAUDIO = """
@@ -49,7 +53,8 @@ class Encoder(nn.Module):
     def __init__(self, dims):
         super().__init__()
         self.pos_conv = nn.Sequential(nn.Conv1d(dims, dims, 5, padding=2, groups=4), nn.GELU())
-        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(dims, 4, 2 * dims, 0.5) for _ in range(3))
+        layers = (nn.TransformerEncoderLayer(dims, 4, 2 * dims, 0.5) for _ in range(3))
+        self.layers = nn.ModuleList(layers)
 
 class WavLM(nn.Module):
     def __init__(self, convs, dims=16):
@@ -57,13 +62,15 @@ class WavLM(nn.Module):
         self.feature_extractor = nn.Sequential()
         inputs = 1
         for outputs, kernel, stride in convs:
-            self.feature_extractor.extend([nn.Conv1d(inputs, outputs, kernel, stride, bias=False), nn.GELU()])
+            conv = nn.Conv1d(inputs, outputs, kernel, stride, bias=False)
+            self.feature_extractor.extend([conv, nn.GELU()])
             inputs = outputs
         self.project = nn.Sequential(nn.LayerNorm(inputs), nn.Linear(inputs, dims))
         self.encoder = Encoder(dims)
         self.feature_grad_mult = 0.1
 
-    def extract_features(self, source, padding_mask=None, output_layer=None, ret_layer_results=False):
+    def extract_features(self, source, padding_mask=None, output_layer=None,
+                         ret_layer_results=False):
         features = Damp.apply(self.feature_extractor(source[:, None]), self.feature_grad_mult)
         x = self.project(features.transpose(1, 2))
         x += self.encoder.pos_conv(x.transpose(1, 2)).transpose(1, 2)
@@ -101,7 +108,8 @@ def no_network(monkeypatch):
 def folders(tmp_path_factory):
     """Folders as torch.hub takes them, by what their WavLM is."""
     folders = {}
-    for name, text, config in (("large", TORCHAUDIO, LARGE), ("base", TORCHAUDIO, BASE), ("unilm", UNILM, CONVS)):
+    for name, text, config in (
+            ("large", TORCHAUDIO, LARGE), ("base", TORCHAUDIO, BASE), ("unilm", UNILM, CONVS)):
         folders[name] = tmp_path_factory.mktemp(name)
         (folders[name] / "hubconf.py").write_text(text.replace("{config}", repr(config)))
     return {name: str(folder) for name, folder in folders.items()}
@@ -134,14 +142,16 @@ def test_value_and_gradient(source, distance):
     reference, estimate = pair()
     assert loss(reference, estimate).dtype == torch.float32
     closer = (reference + estimate.detach()) / 2
-    assert 0 < loss(reference, closer) < loss(reference, estimate) < (2 if distance == "cosine" else 9)
+    most = 2 if distance == "cosine" else 9
+    assert 0 < loss(reference, closer) < loss(reference, estimate) < most
     assert loss(reference, reference).item() == pytest.approx(0, abs=1e-6)
     change = gradient(loss, reference, estimate)
     assert change.isfinite().all() and (change.abs().amax(1) > 0).all()
     direction = change / change.norm()
     with torch.no_grad():
-        slope = (loss(reference, estimate + 0.003 * direction) - loss(reference, estimate - 0.003 * direction)) / 0.006
-    assert slope.item() == pytest.approx(change.norm().item(), rel=0.1), "the gradient is the loss's own"
+        beyond, before = (loss(reference, estimate + x * direction) for x in (0.003, -0.003))
+    slope = (beyond - before).item() / 0.006
+    assert slope == pytest.approx(change.norm().item(), rel=0.1), "the gradient is the loss's own"
     reference.requires_grad_()
     loss(reference, estimate).backward()
     assert reference.grad is None
@@ -163,9 +173,11 @@ def test_hidden_states_are_the_models_own(folders):
 
 
 def test_gradient_through_the_addition_in_place(folders):
-    """The model as it comes cannot be differentiated; with the hook its values stay the same to the last bit."""
+    """The model as it comes cannot be differentiated; with the hook its values stay the same to the
+    last bit."""
     _, x = pair()
-    model = torch.hub.load(folders["unilm"], "wavlm_large", source="local", device="cpu").eval().requires_grad_(False)
+    model = torch.hub.load(folders["unilm"], "wavlm_large", source="local", device="cpu")
+    model.eval().requires_grad_(False)
     (_, raw), _ = model.extract_features(x, output_layer=3, ret_layer_results=True)
     with pytest.raises(RuntimeError, match="inplace operation"):
         raw[3][0].sum().backward()
@@ -179,11 +191,12 @@ def test_gradient_through_the_addition_in_place(folders):
 def test_layers(source):
     reference, estimate = pair(1)
     with torch.no_grad():
-        single = [WavLMLoss(source, (number,))(reference, estimate) for number in (1, 2, 3)]
-        assert len({x.item() for x in single}) == 3
-        assert WavLMLoss(source)(reference, estimate).item() == pytest.approx(sum(single).item() / 3, rel=1e-5)
-        mean = (single[0] + single[2]).item() / 2
-        assert WavLMLoss(source, [3, 1])(reference, estimate).item() == pytest.approx(mean, rel=1e-5)
+        single = [WavLMLoss(source, (number,))(reference, estimate).item() for number in (1, 2, 3)]
+        assert len(set(single)) == 3
+        all_layers = WavLMLoss(source)(reference, estimate).item()
+        assert all_layers == pytest.approx(sum(single) / 3, rel=1e-5)
+        two_layers = WavLMLoss(source, [3, 1])(reference, estimate).item()
+        assert two_layers == pytest.approx((single[0] + single[2]) / 2, rel=1e-5)
     assert WavLMLoss(source, distance="cosine").layers == (3,), "6 where there are 6"
     for layers in ((0,), (1, 4), ()):
         with pytest.raises(ValueError, match="has layers 1 to 3"):
@@ -191,7 +204,8 @@ def test_layers(source):
 
 
 def test_cosine_is_of_layer_6(tmp_path):
-    (tmp_path / "hubconf.py").write_text(TORCHAUDIO.replace("{config}", repr(LARGE | dict(encoder_num_layers=7))))
+    config = LARGE | dict(encoder_num_layers=7)
+    (tmp_path / "hubconf.py").write_text(TORCHAUDIO.replace("{config}", repr(config)))
     assert WavLMLoss(str(tmp_path), distance="cosine").layers == (6,)
     assert WavLMLoss(str(tmp_path)).layers == (1, 2, 3, 4, 5, 6, 7)
 
@@ -202,7 +216,8 @@ def test_the_estimate_can_be_optimised(source, distance):
     reference, estimate = pair()
     start = loss(reference, estimate).item()
     for _ in range(12):
-        estimate = (estimate - 2e-3 * gradient(loss, reference, estimate).sign()).detach().requires_grad_()
+        step = 2e-3 * gradient(loss, reference, estimate).sign()
+        estimate = (estimate - step).detach().requires_grad_()
     assert loss(reference, estimate).item() < 0.8 * start
 
 
@@ -213,7 +228,8 @@ def test_level_of_large_does_not_matter_and_items_are_independent(folders):
         with torch.no_grad():
             value = loss(reference, estimate).item()
             level = torch.tensor([[4.0], [0.5]])
-            assert loss(level * reference, level * estimate).item() == pytest.approx(value, rel=0.02)
+            other = loss(level * reference, level * estimate).item()
+            assert other == pytest.approx(value, rel=0.02)
             alone = [loss(reference[i:i + 1], estimate[i:i + 1]).item() for i in range(2)]
             assert sum(alone) / 2 == pytest.approx(value, rel=1e-4)
 
@@ -241,7 +257,7 @@ def test_silence(source):
 def test_short_crops(source, samples):
     loss = WavLMLoss(source)
     reference, estimate = pair(2, 5000)
-    reference, estimate = reference[:, 1000:1000 + samples] + 0.1, estimate[:, 1000:1000 + samples] + 0.1
+    reference, estimate = (x[:, 1000:1000 + samples] + 0.1 for x in (reference, estimate))
     assert loss.hidden(estimate)[0].shape[:2] == (2, 1)
     assert loss(reference, estimate).isfinite()
     change = gradient(loss, reference, estimate)
@@ -266,7 +282,8 @@ def test_other_rates(source, rate):
     assert loss(reference, estimate).item() == pytest.approx(expected.item(), rel=1e-4)
     assert expected.item() != pytest.approx(WavLMLoss(source)(reference, estimate).item(), rel=1e-2)
     change = gradient(loss, reference, estimate)
-    assert change.shape == estimate.shape and change.isfinite().all() and (change.abs().amax(1) > 0).all()
+    assert change.shape == estimate.shape
+    assert change.isfinite().all() and (change.abs().amax(1) > 0).all()
 
 
 def test_autocast_is_off_inside(source):
@@ -283,7 +300,8 @@ def test_teacher_is_frozen_and_no_part_of_what_holds_it(source):
     loss = WavLMLoss(source)
     holder = nn.Module()
     holder.layer, holder.loss = nn.Linear(1, 1), loss
-    assert list(holder.state_dict()) == ["layer.weight", "layer.bias"] and len(list(holder.parameters())) == 2
+    assert list(holder.state_dict()) == ["layer.weight", "layer.bias"]
+    assert len(list(holder.parameters())) == 2
     holder.train()
     assert not any(module.training for module in loss.teacher.modules())
     assert not any(p.requires_grad or p.dtype != torch.float32 for p in loss.teacher.parameters())
@@ -294,11 +312,14 @@ def test_teacher_is_frozen_and_no_part_of_what_holds_it(source):
     assert all(value.equal(before[name]) for name, value in loss.teacher.state_dict().items())
 
 
-@pytest.mark.parametrize("name, config", [("WAVLM_BASE_PLUS", BASE), ("WAVLM_BASE", BASE), ("WAVLM_LARGE", LARGE)])
+@pytest.mark.parametrize("name, config", [
+    ("WAVLM_BASE_PLUS", BASE), ("WAVLM_BASE", BASE), ("WAVLM_LARGE", LARGE)])
 def test_torchaudio_bundles_from_the_cache(name, config, hub, no_network, monkeypatch):
-    """torchaudio's own loader, with a smaller network in its bundle and the weights in torch.hub's cache."""
+    """torchaudio's own loader, with a smaller network in its bundle and the weights in torch.hub's
+    cache."""
     bundle = getattr(torchaudio.pipelines, name)
-    assert (bundle._params["extractor_mode"] == "layer_norm") == bundle._normalize_waveform == (name == "WAVLM_LARGE")
+    large = name == "WAVLM_LARGE"
+    assert (bundle._params["extractor_mode"] == "layer_norm") == bundle._normalize_waveform == large
     assert bundle._params["extractor_conv_layer_config"] == [(512, *shape) for _, *shape in CONVS]
     small = dataclasses.replace(bundle, _params=config)
     monkeypatch.setattr(torchaudio.pipelines, name, small)
@@ -310,8 +331,9 @@ def test_torchaudio_bundles_from_the_cache(name, config, hub, no_network, monkey
     loss = WavLMLoss(f"torchaudio/{name}")
     reference, estimate = pair()
     with torch.no_grad():
-        states = [model.extract_features(functional.layer_norm(x, x.shape[1:]) if name == "WAVLM_LARGE" else x)[0]
-                  for x in (reference, estimate)]
+        inputs = (functional.layer_norm(x, x.shape[1:]) if large else x
+                  for x in (reference, estimate))
+        states = [model.extract_features(x)[0] for x in inputs]
     expected = sum((a - b).abs().mean() for a, b in zip(*states)) / 3
     assert loss(reference, estimate).item() == pytest.approx(expected.item(), rel=1e-4)
     assert gradient(loss, reference, estimate).abs().max() > 0
@@ -321,9 +343,10 @@ def test_repository_from_the_cache(hub, no_network, folders):
     """owner/repo:ref that torch.hub has downloaded before."""
     hub.mkdir()
     (hub / "bshall_knn-vc_v1").symlink_to(folders["unilm"])
-    assert WavLMLoss("bshall/knn-vc:v1")(*pair()).item() == WavLMLoss(folders["unilm"])(*pair()).item()
+    expected = WavLMLoss(folders["unilm"])(*pair()).item()
+    assert WavLMLoss("bshall/knn-vc:v1")(*pair()).item() == expected
     (hub / "bshall_knn-vc_main").symlink_to(folders["unilm"])
-    assert WavLMLoss()(*pair()).item() == WavLMLoss(folders["unilm"])(*pair()).item()
+    assert WavLMLoss()(*pair()).item() == expected
 
 
 def one_line(error, *parts):
@@ -331,22 +354,29 @@ def one_line(error, *parts):
     assert "\n" not in message and all(part in message for part in parts), message
 
 
-@pytest.mark.parametrize("source", ["bshall/knn-vc", "bshall/knn-vc:v1", "torchaudio/WAVLM_BASE_PLUS"])
+@pytest.mark.parametrize("source", [
+    "bshall/knn-vc", "bshall/knn-vc:v1", "torchaudio/WAVLM_BASE_PLUS"])
 def test_without_a_network(source, hub, no_network, monkeypatch):
-    small = dataclasses.replace(torchaudio.pipelines.WAVLM_BASE_PLUS, _params=BASE)  # it is built before its weights are sought
+    # It is built before its weights are sought.
+    small = dataclasses.replace(torchaudio.pipelines.WAVLM_BASE_PLUS, _params=BASE)
     monkeypatch.setattr(torchaudio.pipelines, "WAVLM_BASE_PLUS", small)
     with pytest.raises(RuntimeError) as error:
         WavLMLoss(source)
-    one_line(error, source, str(hub), "run once with a network", "torch.hub.set_dir", "hubconf.py has wavlm_large")
+    one_line(error, source, str(hub), "run once with a network", "torch.hub.set_dir",
+             "hubconf.py has wavlm_large")
 
 
 def test_folders_that_will_not_do(tmp_path):
     with pytest.raises(RuntimeError) as error:
         WavLMLoss(str(tmp_path))
     one_line(error, f"no WavLM from {tmp_path}", "hubconf.py")
-    for text, part in (("def other(): pass", "wavlm_large"), ("import not_installed_anywhere", "not_installed_anywhere"),
-                       ("raise ValueError('two\\nlines')", "two lines"), ("def wavlm_large(): pass", "pretrained"),
-                       ("import torch\ndef wavlm_large(**more): return torch.nn.Linear(1, 1)", "gave a Linear, not WavLM")):
+    for text, part in (
+            ("def other(): pass", "wavlm_large"),
+            ("import not_installed_anywhere", "not_installed_anywhere"),
+            ("raise ValueError('two\\nlines')", "two lines"),
+            ("def wavlm_large(): pass", "pretrained"),
+            ("import torch\ndef wavlm_large(**more): return torch.nn.Linear(1, 1)",
+             "gave a Linear, not WavLM")):
         (tmp_path / "hubconf.py").write_text(text)
         with pytest.raises(RuntimeError) as error:
             WavLMLoss(str(tmp_path))

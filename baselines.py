@@ -1,0 +1,262 @@
+"""The methods that are compared, and what none of them can pass.
+
+    for method in all_methods(load_models()):            # ours, LSB, the frequency chop, Opus
+        method.hide(cover_path, secret_path, stego_path)
+        method.reveal(stego_path, revealed_path)
+    bound(cover, secret, stego_snr)                      # dB
+
+Files are mono, of 16 bits, WAV or FLAC; cover and secret have one length.
+Shapes: T samples. Samples are integer arrays [T] (1 LSB = 1), signals float tensors [T] in [-1, 1).
+"""
+
+import io
+import math
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import sound
+import stego
+from cells import LatticeCoupling
+from lattice import Lattice
+from lazy_torchaudio import resample
+from scores import samples
+from sound import StegoError
+from wavinwav import LappedINN, lapped, unlapped
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+SHIPPED = [os.path.join(HERE, name) for name in ("wavinwav.pt", "lattice.pt", "robust.pt")]
+LATTICE_SNRS = 36, 41, 46, 52, 58, 64  # dB, of the stegos in the table
+INN_SNRS = 40, 43, 46, 50
+
+
+class Method(NamedTuple):
+    """A way to hide, on paths of files. Both raise StegoError where it is not possible."""
+
+    name: str
+    family: str  # of methods that differ in one parameter
+    hide: Callable  # (cover, secret, stego)
+    reveal: Callable  # (stego, revealed)
+
+
+def all_methods(models: dict, lattice_snrs=LATTICE_SNRS) -> list[Method]:
+    """Every row of the table but the bound's: ours first."""
+    methods = []
+    for label, model in models.items():
+        if isinstance(model, Lattice):
+            methods += [ours(model, label, snr=snr) for snr in lattice_snrs]
+            methods += [ours(model, label, bits=bits) for bits in (2, 3, 4)]
+        elif label_of(model) == "INN":
+            methods += [ours(model, label, snr=snr) for snr in INN_SNRS]
+        else:
+            methods.append(ours(model, label))
+    return [*methods, *map(lsb, (4, 6, 8)), frequency_chop(), *map(opus, (20, 32, 60))]
+
+
+# ---------------------------------------------------------------- ours
+
+def load_models(paths=None) -> dict:
+    """{label: model}, or its path where an earlier model has that label. No paths: the shipped
+    ones. Raises StegoError."""
+    models = {}
+    for path in paths or filter(os.path.exists, SHIPPED):
+        model = stego.load_model(path)
+        label = label_of(model)
+        models[path if label in models else label] = model
+    return models
+
+
+def label_of(model) -> str:
+    """What the tables call a model: INN, lattice, robust (an INN with room for noise) or paper."""
+    if isinstance(model, LappedINN):
+        return "robust" if model.config.reserve else "INN"
+    return model.config.preset
+
+
+def ours(model, label: str, snr: float | None = None, bits: int | None = None) -> Method:
+    """A model as a Method, at a stego SNR in dB or what it aims at itself; a lattice also at a
+    number of bits in every sample."""
+    def hide(cover_path, secret_path, stego_path):
+        options = {} if snr is None else {"snr": float(snr)}
+        if bits:
+            options = {"snr": fixed_bits_snr(samples(cover_path)[0], bits) - 1e-6, "masking": 0}
+        stego.hide(cover_path, secret_path, stego_path, model, overwrite=True, **options)
+
+    def reveal(stego_path, revealed_path):
+        stego.reveal(stego_path, revealed_path, model, overwrite=True)
+
+    setting = f", {bits} bits" if bits else "" if snr is None else f", {snr:g} dB"
+    return Method(label + setting, label, hide, reveal)
+
+
+def fixed_bits_snr(cover: np.ndarray, bits: int) -> float:
+    """The stego SNR in dB of `bits` bits a sample in the samples [T] of a cover: cells of 2^bits
+    LSB, so that the error is uniform over the integers from -2^bits / 2 to 2^bits / 2 - 1, of
+    power (4^bits + 2) / 12."""
+    power = np.mean(cover.astype(np.float64) ** 2)
+    return 10 * math.log10(power / ((4 ** bits + 2) / 12))
+
+
+# ---------------------------------------------------------------- others'
+
+def on_files(name: str, family: str, hide: Callable, reveal: Callable) -> Method:
+    """A Method from hide(cover, secret, rate) and reveal(stego, rate) on samples."""
+    def hide_file(cover_path, secret_path, stego_path):
+        cover, rate = samples(cover_path)
+        hidden = hide(cover, samples(secret_path)[0], rate)
+        sound.write_audio(stego_path, hidden.astype(np.int16), rate)
+
+    def reveal_file(stego_path, revealed_path):
+        hidden, rate = samples(stego_path)
+        sound.write_audio(revealed_path, reveal(hidden, rate).astype(np.int16), rate)
+
+    return Method(name, family, hide_file, reveal_file)
+
+
+def embed(cover: np.ndarray, values: np.ndarray, bits: int) -> np.ndarray:
+    """Samples congruent to `values` [T] (0 to 2^bits - 1) modulo 2^bits, each the nearest to the
+    cover that int16 holds."""
+    cover, values = torch.from_numpy(cover), torch.from_numpy(values)
+    return LatticeCoupling()(cover, values, 1 << bits)[0].numpy()
+
+
+def lsb(bits: int) -> Method:
+    """The secret's top `bits` bits, rounded, in the cover's low bits; revealed mid-tread, so that
+    silence is silence."""
+    step, half = 1 << (16 - bits), 1 << (bits - 1)
+
+    def hide(cover, secret, rate):
+        quantised = np.floor(secret / step + 0.5).astype(np.int64).clip(-half, half - 1)
+        return embed(cover, quantised + half, bits)
+
+    def reveal(hidden, rate):
+        return (hidden % (2 * half) - half) * step
+
+    return on_files(f"LSB, {bits} bits", "LSB", hide, reveal)
+
+
+def frequency_chop() -> Method:
+    """The upper half of the cover's spectrum gives way to the lower half of the secret's, at its
+    own level and in its own order: a baseline of Hide and Speak (Kreuk et al., arXiv 1902.03083).
+    Theirs works on an STFT and keeps the phases; here it is the orthonormal MDCT of 128 bands, in
+    which all that is written can be read. What makes no whole frame at the end (< 128 samples)
+    stays the cover's and is revealed as silence."""
+    def spectrum(x):  # [T] -> [1, 128, frames]
+        whole = torch.from_numpy(x[:len(x) // 128 * 128].astype(np.float64))
+        return lapped(whole[None], 128) if len(whole) else whole.new_zeros(1, 128, 0)
+
+    def waveform(coefficients, tail):
+        x = unlapped(coefficients)[0].numpy() if coefficients.shape[2] else np.zeros(0)
+        return np.concatenate([x, tail]).round().clip(-32768, 32767)
+
+    def hide(cover, secret, rate):
+        mixed = torch.cat([spectrum(cover)[:, :64], spectrum(secret)[:, :64]], 1)
+        return waveform(mixed, cover[len(cover) // 128 * 128:])
+
+    def reveal(hidden, rate):
+        low = spectrum(hidden)[:, 64:]
+        return waveform(torch.cat([low, torch.zeros_like(low)], 1), np.zeros(len(hidden) % 128))
+
+    return on_files("frequency chop", "frequency chop", hide, reveal)
+
+
+def encode_opus(x: np.ndarray, rate: int, kbps: float) -> bytes:
+    """A signal [T] as an Ogg Opus file, of at most and close to `kbps` kbit/s with all its bytes.
+    Raises StegoError."""
+    budget = kbps * 1000 / 8 * len(x) / rate
+    if rate not in (8000, 12000, 16000, 24000, 48000):
+        x, rate = resample(torch.from_numpy(x), rate, 48000).numpy(), 48000
+
+    def encode(level):  # soundfile has no bit rate, but a level: the size falls almost in step
+        file = io.BytesIO()
+        soundfile.write(file, x, rate, format="OGG", subtype="OPUS", compression_level=level)
+        return file.getvalue()
+
+    low, high, large, small = 0.0, 1.0, encode(0.0), encode(1.0)
+    if len(small) > budget:
+        raise StegoError(f"Opus needs more than {kbps} kbit/s for {len(x) / rate:.1f} s")
+    for _ in range(4):  # regula falsi, between a level whose file is too large and one that fits
+        share = max(0, 0.998 * budget - len(small)) / max(1, len(large) - len(small))
+        level = max(0.0, high - (high - low) * share)
+        content = encode(level)
+        if len(content) <= budget:
+            high, small = level, content
+        else:
+            low, large = level, content
+    return small
+
+
+def opus(kbps: float) -> Method:
+    """An Ogg Opus file of the secret, its length in bytes before it (4 bytes), in the fewest low
+    bits that hold it. The time it takes includes the search for the bit rate."""
+    def hide(cover, secret, rate):
+        content = encode_opus(secret.astype(np.float32) / sound.FULL_SCALE, rate, kbps)
+        content = len(content).to_bytes(4, "big") + content
+        stream = np.unpackbits(np.frombuffer(content, np.uint8))
+        bits = math.ceil(len(stream) / len(cover))
+        if bits > 8:
+            raise StegoError(f"Opus at {kbps} kbit/s needs more than 8 bits a sample")
+        values = np.pad(stream, (0, -len(stream) % bits)).reshape(-1, bits) @ (1 << np.arange(bits))
+        return np.append(embed(cover[:len(values)], values, bits), cover[len(values):])
+
+    def reveal(hidden, rate):
+        for bits in range(1, 9):
+            stream = (hidden[:, None] >> np.arange(bits) & 1).astype(np.uint8)
+            content = np.packbits(stream).tobytes()
+            if content[4:8] == b"OggS":
+                size = int.from_bytes(content[:4], "big")
+                x, own_rate = soundfile.read(io.BytesIO(content[4:4 + size]), dtype="float32")
+                x = resample(torch.from_numpy(x), own_rate, rate)[:len(hidden)]
+                return sound.to_pcm(functional.pad(x, (0, len(hidden) - len(x))))
+        raise StegoError("the file carries no Ogg file")
+
+    return on_files(f"Opus, {kbps} kbit/s", "Opus in LSBs", hide, reveal)
+
+
+# ---------------------------------------------------------------- what no method can pass
+
+def bound(cover: Tensor, secret: Tensor, stego_snr: float) -> float:
+    """The secret SNR in dB that no method is expected to pass, of signals [T] at a stego SNR in dB.
+
+    What fits: the stego differs from the cover by an error of power D = P_cover / 10^(stego_snr /
+    10), in LSB^2, and is then rounded to 16 bits, noise of power N = 1/12 LSB^2. Whoever hides
+    knows the cover, so that it costs nothing (Costa, "Writing on dirty paper", 1983): R = 1/2
+    log2(1 + D / N) bits a sample. Cells of an odd width w have D = (w^2 - 1) / 12, and R is
+    log2(w), exactly what they carry; even ones cost 3 / 12 more.
+
+    What it takes: the secret is a Gaussian in each coefficient k of a circular MDCT of 256 bands,
+    of variance v_k, the mean of squares of 3 frames x 5 bands around it; and the v_k are known for
+    free. Reverse water-filling (Cover and Thomas, 10.3.3): sum of max(0, 1/2 log2(v_k / w)) = R T
+    gives the water level w, and the distortion is the mean of min(w, v_k). The revealed file is
+    rounded too: another 1/12.
+
+    A Gaussian is the hardest of its variance, and the v_k come from the secret itself; so this is
+    what a model of this kind can reach, with its side information free, and no theorem about
+    speech. A method may be lossless where R is large.
+    """
+    x = sound.FULL_SCALE * secret.double()
+    squares = lapped(functional.pad(x, (0, -len(x) % 256))[None], 256).square()
+    variance = functional.avg_pool2d(squares, (5, 3), 1, (2, 1), count_include_pad=False)
+    variance = variance.flatten().clamp_min(1e-9)
+    log_variance, bits = variance.log2(), rate_of_snr(cover, stego_snr) * len(x)
+    low, high = log_variance.min().item() - 2 * bits / len(x), log_variance.max().item()
+    for _ in range(40):  # log2 of the water level
+        level = (low + high) / 2
+        if 0.5 * (log_variance - level).clamp_min(0).sum() > bits:
+            low = level
+        else:
+            high = level
+    distortion = variance.clamp_max(2 ** high).sum().item() / len(x)
+    return 10 * math.log10(x.square().mean().item() / (distortion + 1 / 12))
+
+
+def rate_of_snr(cover: Tensor, stego_snr: float) -> float:
+    """Bits a sample that a stego of this SNR (dB) can carry in a cover signal [T], see `bound`."""
+    power = sound.FULL_SCALE ** 2 * cover.double().square().mean().item()
+    return 0.5 * math.log2(1 + 12 * power * 10 ** (-stego_snr / 10))
