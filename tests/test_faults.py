@@ -78,7 +78,7 @@ def folder(tmp_path_factory):
     torch.save(content | {"config": content["config"] | {"colour": 1}}, folder / "colour.pt")
     torch.save(content["state_dict"], folder / "weights.pt")
     content = torch.load(INN, weights_only=True)
-    for name, field in (("growth", {"growth": 8}), ("carriers", {"carriers": 65})):
+    for name, field in (("growth", {"growth": content["config"]["growth"] + 8}), ("carriers", {"carriers": 65})):
         torch.save(content | {"config": content["config"] | field}, folder / f"{name}.pt")
     # stegos
     inn, lattice = stego.load_model(INN), stego.load_model(LATTICE)
@@ -214,8 +214,8 @@ FAULTS = [
      "no_bands.pt holds a model that does not fit its own description"),
     ((*HIDE, "--model", "colour.pt"),
      "colour.pt holds a model that does not fit its own description"),
-    ((*HIDE, "--model", "growth.pt"), "growth.pt holds a model that does not fit"),
-    ((*HIDE, "--model", "carriers.pt"), "carriers.pt holds a model that does not fit"),
+    ((*HIDE, "--model", "growth.pt"), "growth.pt is no whole INN of this version"),
+    ((*HIDE, "--model", "carriers.pt"), "carriers.pt is no whole INN of this version"),
     (revealing("missing.wav"), "missing.wav does not exist"),
     (revealing("sub"), "sub is a folder"),
     (revealing("text.wav"), "text.wav cannot be read as audio"),
