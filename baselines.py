@@ -33,7 +33,7 @@ from wavinwav import LappedINN, lapped, unlapped
 HERE = os.path.dirname(os.path.abspath(__file__))
 SHIPPED = [os.path.join(HERE, name) for name in ("wavinwav.pt", "lattice.pt", "robust.pt")]
 LATTICE_SNRS = 36, 41, 46, 52, 58, 64  # dB, of the stegos in the table
-INN_SNRS = 40, 43, 46, 50
+INN_SNRS = 42, 45, 48, 51
 
 
 class Method(NamedTuple):

@@ -194,7 +194,7 @@ class LappedObjective(Objective):
     def initialise(self, pairs):
         """The long-term level of each band, and cells that begin by following it."""
         model, secrets = self.model, pairs.sample(256)
-        gain = model.cells(model.fit(secrets, secrets, 0.0, rounds=0))[2]
+        gain = model.cells(model.fit(secrets, secrets, 0.0, rounds=0))[3]
         x = model.split(wavinwav.lapped(wavinwav.FULL_SCALE * secrets, model.config.bands))
         power = (gain * x).square().mean((0, 1, 3))
         model.level.copy_(power.sqrt().clamp_min(1e-3)[:, None])

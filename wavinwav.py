@@ -55,8 +55,7 @@ class AffineCoupling(nn.Module):
 
 
 class Config:
-    """What defines a network: `Config.paper()` or `Config.lapped()`, with changes by keyword.
-    Raises ValueError naming the field whose value is invalid."""
+    """What defines a network: `Config.paper()` or `Config.lapped()`. Raises ValueError."""
 
     def __post_init__(self):
         for field in fields(self):
@@ -224,8 +223,9 @@ class LappedINN(nn.Module):
             scale, slope, limit, top = self.curve(known)
             u = torch.minimum(torch.maximum(y * scale, -limit), limit)
             known.append(u / scale)
-            companded.append(torch.asinh(slope * u) / top)
-            slopes.append(top * (u ** 2 + slope ** -2).sqrt() / scale)
+            root = (u ** 2 + slope ** -2).sqrt()
+            companded.append((slope * (u.abs() + root)).log().copysign(u) / top)  # asinh
+            slopes.append(top * root / scale)
         return torch.stack(companded, 1), torch.stack(known, 1), torch.stack(slopes, 1)
 
     def expand(self, v: Tensor) -> Tensor:
@@ -237,24 +237,23 @@ class LappedINN(nn.Module):
             known.append(belief * torch.sinh(y.clamp(-1, 1) * top) / slope / scale)
         return torch.stack(known, 1)
 
-    def cells(self, code: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Their widths in LSB and the secret's room to each side of their centre [B, P, M, 1], and
-        its gain [B, 1, 1, 1]. Where noise is expected, a width cannot tell a gain."""
+    def cells(self, code: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Their widths in LSB, with and without gradient, the secret's room to each side of the
+        centre [B, P, M, 1], and its gain. Where noise is expected, a width cannot tell a gain."""
         code = code[:, None, None, None]
         width, learned = NARROWEST * 2 ** (code / 256), self.log_cells.exp()
         gain = torch.ones_like(code) if self.config.reserve else 2 ** ((code % 16 - 8) / 2)
         edge = self.config.margin + self.config.reserve * width
         cells = (width * learned / learned.square().mean().sqrt()).clamp_min(NARROWEST)
         cells = torch.maximum(cells, 2.5 * edge)
-        return cells, 0.5 * cells - edge, gain
+        return cells, cells.detach(), 0.5 * cells - edge, gain
 
     def forward(self, cover: Tensor, secret: Tensor, code: Tensor, dither: Tensor | None = None
                 ) -> tuple[Tensor, Tensor, Tensor]:
         """cover, secret [B, T] -> stego [B, T]; r [B, 2, T], what changes the cover and what the
         limits cut off the secret; how much errors in each coefficient change the secret [B, M, F].
         A dither, from -1/2 to 1/2 as `split` arranges it, is a one-time pad modulo the cell."""
-        cells, room, gain = self.cells(code)
-        unit = cells.detach()
+        cells, unit, room, gain = self.cells(code)
         c, x = (self.split(lapped(FULL_SCALE * x, self.config.bands)) for x in (cover, secret))
         v, kept, slope = self.compand(x * gain / self.level)
         c, s = c / unit, v * room / unit
@@ -269,15 +268,14 @@ class LappedINN(nn.Module):
     def inverse(self, stego: Tensor, r: Tensor | None, code: Tensor, dither: Tensor | None = None
                 ) -> Pair:
         """Inverse of `forward`; without r, what the stego alone tells."""
-        cells, room, gain = self.cells(code)
-        x, change = (self.split(lapped(FULL_SCALE * y, self.config.bands)) / cells
-                     for y in (stego, torch.zeros_like(stego) if r is None else r[:, 0]))
-        c, s = x, change
+        _, unit, room, gain = self.cells(code)
+        c = x = self.split(lapped(FULL_SCALE * stego, self.config.bands)) / unit
+        s = 0.0 if r is None else self.split(lapped(FULL_SCALE * r[:, 0], self.config.bands)) / unit
         for block in reversed(self.blocks):
             c, s = block.inverse(c, s)
         s = s if dither is None else wrap(s - dither)
-        secret = self.wave(self.expand(s * cells / room) * self.level / gain, stego)
-        cover = stego - self.wave((x - c) * cells, stego)
+        secret = self.wave(self.expand(s * unit / room) * self.level / gain, stego)
+        cover = stego - self.wave((x - c) * unit, stego)
         return cover, secret if r is None else secret + r[:, 1]
 
     def split(self, x: Tensor) -> Tensor:
@@ -398,22 +396,24 @@ def round_to_file(x: Tensor, slope: Tensor, parity: Tensor) -> Tensor:
     weights = functional.pad(weights, (0, -weights.shape[2] % hops), value=1.0)
     lags = torch.arange(TAPS + 1, device=x.device)[:, None]
     angles = lags * (torch.arange(bands, device=x.device) + 0.5) * (math.pi / bands)
-    lag = (angles.cos().to(weights) @ weights).double()  # autocorrelation [B, TAPS + 1, F]
+    lag = angles.cos().to(weights) @ weights  # autocorrelation [B, TAPS + 1, F]
     taps, error = (lags == 0) * torch.ones_like(lag), 1.0001 * lag[:, :1]
     for i in range(1, TAPS + 1):  # Levinson and Durbin
         k = -(taps[:, :i] * lag[:, 1:i + 1].flip(1)).sum(1, keepdim=True) / error
         taps[:, 1:i + 1] += k * taps[:, :i].flip(1)
         error = error * (1 - k * k)
-    taps = taps[:, 1:].flip(1).to(x).unflatten(2, (-1, hops)).permute(3, 1, 0, 2).flatten(2)
+    taps = taps[:, 1:].flip(1).unflatten(2, (-1, hops)).permute(3, 1, 0, 2).flatten(2)
     fill = weights.shape[2] * bands - x.shape[1]
-    wanted, parity = (functional.pad(y, (0, fill)).view(-1, hops * bands).T.contiguous()
+    wanted, parity = (functional.pad(y, (0, fill), value=-1).view(-1, hops * bands).T.contiguous()
                       for y in (x, parity))  # samples of a stretch [N, S]
     step, offset = 1 + (parity >= 0), parity.clamp_min(0)
     result, errors = torch.empty_like(wanted), x.new_zeros(TAPS + len(wanted), wanted.shape[1])
-    for n in range(len(wanted)):
+    for n, told in enumerate((parity >= 0).any(1).tolist()):
         target = wanted[n] + (taps[n // bands] * errors[n:n + TAPS]).sum(0)
-        result[n] = step[n] * ((target - offset[n]) / step[n]).round() + offset[n]
-        errors[n + TAPS] = result[n] - target
+        torch.round(target, out=result[n])
+        if told:
+            result[n] = step[n] * ((target - offset[n]) / step[n]).round() + offset[n]
+        torch.sub(result[n], target, out=errors[n + TAPS])
     return result.T.reshape(len(x), -1)[:, :x.shape[1]]
 
 
