@@ -78,7 +78,8 @@ def folder(tmp_path_factory):
     torch.save(content | {"config": content["config"] | {"colour": 1}}, folder / "colour.pt")
     torch.save(content["state_dict"], folder / "weights.pt")
     content = torch.load(INN, weights_only=True)
-    for name, field in (("growth", {"growth": content["config"]["growth"] + 8}), ("carriers", {"carriers": 65})):
+    growth = content["config"]["growth"] + 8
+    for name, field in (("growth", {"growth": growth}), ("carriers", {"carriers": 65})):
         torch.save(content | {"config": content["config"] | field}, folder / f"{name}.pt")
     # stegos
     inn, lattice = stego.load_model(INN), stego.load_model(LATTICE)

@@ -239,7 +239,7 @@ def test_bf16_training_runs_on_a_cpu(data, tmp_path):
 def test_fp16_skips_what_overflows(data, tmp_path):
     """On a CPU too: each step whose scaled gradient is not finite halves the scale, which begins
     hundreds of times too high here, and changes nothing else."""
-    flags = ["--data_dir", data, *TINY, "--amp", "fp16", "--crop", 0.1, "--steps", 16]
+    flags = ["--data_dir", data, *TINY_PAPER, "--amp", "fp16", "--crop", 0.1, "--steps", 16]
     train(*flags, "--out_dir", tmp_path)
     saved = checkpoint.read(tmp_path / "last.pt")["training"]
     skipped = int(metrics(tmp_path)[-1]["skipped"])
