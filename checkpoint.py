@@ -6,7 +6,12 @@
 """
 
 import contextlib
+import errno
+import glob
 import os
+import re
+import stat
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -17,24 +22,71 @@ FORMAT = 2  # of the files
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[str]:
+def replacing(path: str | os.PathLike, overwrite: bool = True) -> Iterator[str]:
     """The name of a temporary file beside `path`, which takes its place at the end, or is removed
-    after a fault."""
-    temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
+    after a fault. Only its owner can read it until then, when it gets the mode of the file that it
+    replaces. A link stays: the file that it leads to is replaced.
+
+    Raises FileExistsError at the end if there is a file and `overwrite` is not set.
+    """
+    path = os.path.realpath(path)
+    remove_stale(path)
+    temporary = f"{path}.{os.getpid()}-{threading.get_ident()}.tmp"
     try:
+        with open(temporary, "xb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            os.chmod(temporary, 0o600)
         yield temporary
-        os.replace(temporary, path)
+        os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode) if os.path.exists(path) else mode)
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            _place(temporary, path)
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
 
 
+def _place(temporary: str, path: str):
+    """Rename a file. Of two processes that do so at once, one raises FileExistsError."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # the file system has no hard links
+        open(path, "xb").close()
+        os.replace(temporary, path)
+
+
+def remove_stale(path: str | os.PathLike):
+    """Remove the temporary files of processes that were killed before they replaced `path`."""
+    for temporary in glob.glob(glob.escape(os.fspath(path)) + ".*.tmp"):
+        number = re.fullmatch(r"\.(\d+)(-\d+)?\.tmp", temporary[len(os.fspath(path)):])
+        if number and not is_running(int(number[1])):
+            with contextlib.suppress(OSError):
+                os.remove(temporary)
+
+
+def is_running(process: int) -> bool:
+    """Whether there is a process of this number."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def save(model: nn.Module, path: str | os.PathLike, **extra):
     """Write a model's config (a dataclass) and weights, and `extra`, of plain types. After a fault,
-    such as OSError, a file that was at `path` is still there."""
+    a file that was at `path` is still there. Raises OSError naming it if it cannot be written."""
     content = {"wavinwav": FORMAT, "config": asdict(model.config), "state_dict": model.state_dict()}
     with replacing(path) as temporary:
-        torch.save(content | extra, temporary)
+        try:
+            torch.save(content | extra, temporary)
+        except RuntimeError as error:  # torch's word for a write that failed
+            raise OSError(errno.EIO, "it cannot be written to its end", os.fspath(path)) from error
 
 
 def read(path: str | os.PathLike) -> dict:

@@ -97,11 +97,14 @@ HEADER_SAMPLES = max(layout.header_samples for layout in LAYOUTS)  # enough for 
 
 class Cipher:
     """A stream cipher: SHAKE-256 over a key and a nonce, which is new for every stego. scrypt
-    (RFC 7914) makes the key of a passphrase. Without one it is public: then it hides nothing."""
+    (RFC 7914) makes the key of a passphrase. Without one (None) it is public: then it hides
+    nothing. Raises ValueError for an empty key."""
 
     def __init__(self, key: str | bytes | None = None, nonce: bytes | None = None):
-        key = key.encode() if isinstance(key, str) else key
-        self.keyed = bool(key)
+        if key is not None and not key:
+            raise ValueError("the key is empty: give a passphrase, or None for none")
+        key = key.encode(errors="surrogateescape") if isinstance(key, str) else key
+        self.keyed = key is not None
         self.nonce = nonce or (os.urandom(NONCE_BYTES) if self.keyed else bytes(NONCE_BYTES))
         self.root = b"WavInWav"
         if self.keyed:

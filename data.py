@@ -21,6 +21,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import lazy_torchaudio
+from command import one_line
 
 RANK = int(os.environ.get("RANK", 0))  # torchrun sets these: which process this is, of how many
 WORLD = int(os.environ.get("WORLD_SIZE", 1))
@@ -30,13 +31,13 @@ UNREADABLE = soundfile.LibsndfileError, OSError
 
 def stop(message):
     """End the run with one line on stderr, from one process."""
-    sys.exit(message if RANK == 0 else 1)
+    sys.exit(one_line(message) if RANK == 0 else 1)
 
 
 def find_audio(folder):
-    """(path, frames, rate) of all audio files under a folder, sorted by path. A folder that links
-    lead to more than once is searched once. Files that are empty, or cannot be read, are named in
-    one warning."""
+    """(path, frames, rate) of all audio files under a folder, sorted by path. What links lead to
+    more than once, a folder or a file, counts once. Files that are empty, or cannot be read, are
+    named in one warning."""
     if not os.path.isdir(folder):
         stop(f"{folder} is not a folder")
     endings = {"." + name.lower() for name in soundfile.available_formats()} - {".raw"}
@@ -52,9 +53,10 @@ def find_audio(folder):
         paths += [os.path.join(root, name) for name in names
                   if os.path.splitext(name)[1].lower() in endings]
     files, bad = [], []
-    for path in sorted(paths):
+    first = {os.path.realpath(path): path for path in sorted(paths, reverse=True)}
+    for path in sorted(first.values()):
         try:
-            info = soundfile.info(path)
+            info = soundfile.info(os.fsencode(path)) if os.path.isfile(path) else None
         except UNREADABLE:
             info = None
         if info and info.frames > 0:
@@ -63,14 +65,15 @@ def find_audio(folder):
             bad.append(path)
     if bad and RANK == 0:
         names = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
-        print(f"skipped {len(bad)} of {len(paths)} files, empty or not readable: {names}",
-              file=sys.stderr)
+        print(f"skipped {len(bad)} of {len(paths)} files, empty or not readable: "
+              f"{one_line(names)}", file=sys.stderr)
     return files
 
 
 def read_crop(file, rng, samples, rate):
     """A crop that begins anywhere in a sound file (a path, or a file object): mono, at `rate` Hz,
     float32 [samples], with zeros after the end of a shorter file. Raises one of UNREADABLE."""
+    file = os.fsencode(file) if isinstance(file, (str, os.PathLike)) else file
     with soundfile.SoundFile(file) as sound:
         need = math.ceil(samples * sound.samplerate / rate)
         if sound.frames > need:
@@ -87,7 +90,7 @@ def usable_crop(file, rng, samples, rate, gain):
         x = read_crop(file, rng, samples, rate)
     except UNREADABLE:
         return None
-    if not x.square().mean() > SILENCE:  # NaN is silent too
+    if not SILENCE < x.square().mean() < math.inf:  # as NaN is not
         return None
     return x * 10 ** (rng.uniform(-gain, gain) / 20)
 

@@ -137,10 +137,15 @@ class Lattice(nn.Module):
             stego like cover, on the grid of `depth` bits and never clipped.
             r, flat: stego - cover, then what quantisation took from the secret.
         Raises:
-            ValueError: tensors of other shapes, a cover too short for the secret.
+            ValueError: tensors of other shapes, numbers out of range, an empty key, a cover too
+            short for the secret.
         """
         _check("cover", cover)
         _check("secret", secret)
+        for name, value, least, most in (("snr", snr, 0, 120), ("shaping", shaping or 0, 0, 1),
+                                         ("masking", masking, 0, 1), ("depth", depth, 16, 24)):
+            if not least <= value <= most:
+                raise ValueError(f"{name} must be from {least} to {most}, not {value}")
         if secret.shape[-1] > cover.shape[-1]:
             raise ValueError("the secret is longer than the cover")
         limit = 1 << (depth - 1)
@@ -238,6 +243,11 @@ class Lattice(nn.Module):
         words, starts = read_words(stego, cipher, part.index)
         blocks = header.channels * self.shape_of(length, bands)[1]
         mode, streams = split_streams(words, starts, cipher, part.index, blocks, bands // 4)
+        possible = (FINEST_STEP <= mode.step <= COARSEST_STEP and mode.shaping <= 256
+                    and mode.rotated < header.channels)
+        if not possible and any(stream is not None for stream in streams):
+            raise Damaged("its parts are not of a lattice")
+        mode = mode if possible else Mode(0, 0, False, False)  # of a part that is silent
         try:
             secret = self.decompress(streams, length, header.channels, bands, mode)
         except IndexError as error:  # nor do those of blocks
@@ -562,3 +572,5 @@ def _check(name: str, x: Tensor):
         raise ValueError(f"{name} must be a floating-point tensor [T], or [2, T] of two channels")
     if not x.numel():
         raise ValueError(f"{name} must have at least one sample")
+    if not x.isfinite().all():
+        raise ValueError(f"{name} has samples that are NaN or infinite")

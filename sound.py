@@ -8,7 +8,7 @@ import errno
 import functools
 import math
 import os
-import shutil
+import stat
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -17,7 +17,9 @@ import numpy as np
 import soundfile
 import torch
 
+import cut
 from checkpoint import replacing
+from command import one_line
 from lazy_torchaudio import resample
 
 FULL_SCALE = 32768  # of 16-bit PCM: a file's sample n is n / FULL_SCALE in a model
@@ -82,14 +84,19 @@ class Sound:
 def open_audio(path, name=None):
     """A soundfile.SoundFile to read from. Raises StegoError for what is no usable audio file."""
     name = name or path
-    if not os.path.exists(path):
-        raise StegoError(f"{name} does not exist; give a sound file")
-    if os.path.isdir(path):
-        raise StegoError(f"{name} is a folder; give a sound file")
     try:
-        file = soundfile.SoundFile(path)
+        kind = os.stat(path).st_mode
+        if stat.S_ISDIR(kind):
+            raise StegoError(f"{name} is a folder; give a sound file")
+        if not stat.S_ISREG(kind):
+            raise StegoError(f"{name} is a pipe or a device, and not a file; give -, and what is "
+                             "in it to the standard input")
+        file = soundfile.SoundFile(os.open(path, os.O_RDONLY))  # whatever its name is or ends in
+        file = file if file.frames else cut.unfinished(path) or file
+    except FileNotFoundError as error:
+        raise StegoError(f"{name} does not exist; give a sound file") from error
     except (soundfile.LibsndfileError, OSError) as error:
-        reason = getattr(error, "error_string", error)
+        reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or error
         raise StegoError(f"{name} cannot be read as audio ({reason}); "
                          "give a WAV, FLAC, OGG or MP3 file") from error
     if not file.frames:
@@ -97,18 +104,40 @@ def open_audio(path, name=None):
     return file
 
 
+def _check_whole(file, name):
+    """Raises StegoError for a file that is cut; a note for one that lacks no sample."""
+    missing, samples_too = cut.missing_bytes(file)
+    if missing and samples_too:
+        raise StegoError(f"{name} is cut: it ends before its header says; get the whole file")
+    if missing:
+        note(f"{name} lacks its last byte, which pads it; no sample is missing")
+    if getattr(file, "unfinished", False):
+        note(f"{name} is of an interrupted recording: its header tells no length, so all that is "
+             "there is taken")
+
+
+def note(text):
+    print(f"note: {one_line(text)}", file=sys.stderr, flush=True)
+
+
 def read_audio(path, dtype="float32"):
     """All samples [T, channels] as numpy, and the rate in Hz. Raises StegoError for what is not
     usable."""
     with open_audio(path) as file:
         try:
-            samples = file.read(dtype=dtype, always_2d=True)
+            samples = np.concatenate(list(_pieces(file, dtype)))
         except soundfile.LibsndfileError as error:
             raise StegoError(f"{path} cannot be read as audio ({error}); it may be damaged"
                              ) from error
         if not np.isfinite(samples).all():
             raise StegoError(f"{path} has samples that are NaN or infinite; repair or re-export it")
         return samples, file.samplerate
+
+
+def _pieces(file, dtype):
+    """All samples, piece by piece [n, channels]; also of files in which nobody can seek."""
+    while len(x := file.read(READ_AT_ONCE, dtype, always_2d=True)):
+        yield x
 
 
 def decode(path, name, folder, depth=None, mono=False, whole=True):
@@ -121,26 +150,22 @@ def decode(path, name, folder, depth=None, mono=False, whole=True):
         if file.channels > 2:
             raise StegoError(f"{name} has {file.channels} channels, and one or two can be used; "
                              "mix it down first")
-        short = file.subtype in ("PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW")
-        fine = file.subtype in ("PCM_24", "PCM_32", "FLOAT", "DOUBLE")
+        short = file.subtype in ("PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW", "ALAC_16")
+        exact = short or file.subtype in (
+            "PCM_24", "PCM_32", "ALAC_20", "ALAC_24", "ALAC_32")  # never beyond full scale
+        fine = not short and (exact or file.subtype in ("FLOAT", "DOUBLE"))
         sound = Sound(name, plain.name, file.samplerate, 1 if mono else file.channels,
                       depth=depth or (24 if fine else 16))
         direct = short and sound.depth == 16 and sound.channels == file.channels
-        limit, peak = 1 << (sound.depth - 1), 0
-        used = 0  # bits
-        if whole and _cut(path, file):
-            raise StegoError(f"{name} is cut: it ends before its header says; get the whole file")
+        limit, used = 1 << (sound.depth - 1), 0  # used: bits
+        if whole:
+            _check_whole(file, name)
         try:
-            if not (short or file.subtype.startswith("PCM")):
-                for x in file.blocks(READ_AT_ONCE, dtype="float64", always_2d=True):
-                    if not np.isfinite(x).all():
-                        raise StegoError(f"{name} has samples that are NaN or infinite; "
-                                         "repair or re-export it")
-                    peak = max(peak, np.abs(x).max(initial=0))
-                file.seek(0)
-            sound.gain = (limit - 1) / limit / peak if peak > 1 else 1.0
-            kind = "int16" if direct else "float64"
-            for x in file.blocks(READ_AT_ONCE, dtype=kind, always_2d=True):
+            if not exact:
+                with open_audio(path, name) as before:
+                    peak = _peak(before, name)
+                sound.gain = (limit - 1) / limit / peak if peak > 1 else 1.0
+            for x in _pieces(file, "int16" if direct else "float64"):
                 if not direct:
                     x = x.mean(1, keepdims=True) if mono else x
                     x = (x * (sound.gain * limit)).round().clip(-limit, limit - 1)
@@ -154,7 +179,8 @@ def decode(path, name, folder, depth=None, mono=False, whole=True):
         except OSError as error:
             raise StegoError(f"{folder} cannot hold {name} decoded ({error.strerror or error}); "
                              "set TMPDIR to a folder with room") from error
-        if whole and file.format == "FLAC" and sound.frames < file.frames:
+        # An MP3 file may end with a few frames of 1152 samples that its header does not count.
+        if whole and sound.frames < file.frames - (4 * 1152 if file.format == "MP3" else 0):
             raise StegoError(f"{name} is cut: {sound.frames} of {file.frames} samples are left; "
                              "get the whole file")
     if not sound.frames:
@@ -164,21 +190,21 @@ def decode(path, name, folder, depth=None, mono=False, whole=True):
     return sound
 
 
-def _cut(path, file):
-    """Whether a WAV file is shorter than its header says. (Writers to pipes put 0 or almost 2 **
-    31 or 2 ** 32 there.)"""
-    if file.format not in ("WAV", "WAVEX"):
-        return False
-    with open(path, "rb") as content:
-        size = int.from_bytes(content.read(8)[4:], "little")
-    return 0 < size < 0x7FFFF000 and os.path.getsize(path) < size + 8
+def _peak(file, name):
+    """The largest magnitude of samples that may be of floating point. Raises StegoError."""
+    peak = 0
+    for x in _pieces(file, "float64"):
+        if not np.isfinite(x).all():
+            raise StegoError(f"{name} has samples that are NaN or infinite; repair or re-export it")
+        peak = max(peak, np.abs(x).max(initial=0))
+    return peak
 
 
 def resampled(sound, rate, length, folder):
     """A Sound at another rate, cut to `length` samples in each channel; as if resampled in one."""
     common = math.gcd(sound.rate, rate)
     old, new = sound.rate // common, rate // common
-    size = old * math.ceil(READ_AT_ONCE / old)  # frames of a piece
+    size = old * math.ceil(READ_AT_ONCE / max(old, new))  # frames of a piece
     context = old * math.ceil(64 * max(1, old / new) / old)  # frames beside it that it depends on
     with tempfile.NamedTemporaryFile(dir=folder, delete=False) as plain:
         result = Sound(sound.name, plain.name, rate, sound.channels)
@@ -193,20 +219,6 @@ def resampled(sound, rate, length, folder):
     return result
 
 
-@contextlib.contextmanager
-def standard_streams(inputs, output):
-    """The paths to use for these paths, of which `-` is the standard input or output."""
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [os.path.join(folder, "stdin") if path == "-" else path for path in inputs]
-        if "-" in inputs:
-            with open(os.path.join(folder, "stdin"), "wb") as file:
-                shutil.copyfileobj(sys.stdin.buffer, file)
-        yield paths, (os.path.join(folder, "stdout.wav") if output == "-" else output), folder
-        if output == "-":
-            with open(os.path.join(folder, "stdout.wav"), "rb") as file:
-                shutil.copyfileobj(file, sys.stdout.buffer)
-
-
 def check_output(path, overwrite):
     """Refuse, before the work, what cannot be written after it."""
     if path != "-" and os.path.splitext(path)[1].lower() not in FORMATS:
@@ -214,41 +226,58 @@ def check_output(path, overwrite):
                          "give a name that ends in .wav or .flac")
     if os.path.isdir(path):
         raise StegoError(f"{path} cannot be written: it is a folder")
-    if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+    if not os.path.isdir(os.path.dirname(os.path.realpath(path))):
         raise StegoError(f"{path} cannot be written: there is no such folder")
     if os.path.exists(path) and not overwrite:
         raise StegoError(f"{path} exists; give another name, or --overwrite")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise StegoError(f"{path} cannot be written: it is a pipe or a device, and not a file")
 
 
 @contextlib.contextmanager
-def writing(path, rate, channels, depth=16, seconds=0):
-    """A function that takes integer samples [n], channels taking turns, for a new sound file. It
-    takes its place when it is complete: a fault leaves nothing behind."""
-    name = FORMATS[os.path.splitext(path)[1].lower()]
-    if name == "WAV" and seconds * rate * channels * depth / 8 > 0xFFFF0000:
-        name = "RF64"
+def placing(path, overwrite=True):
+    """The name of a temporary file, which becomes the file at `path` at the end, where no fault
+    was. Raises StegoError."""
     try:
-        with replacing(path) as temporary:
-            with soundfile.SoundFile(
-                    temporary, "w", rate, channels, f"PCM_{depth}", format=name) as file:
-                def put(samples):
-                    x = np.asarray(samples).reshape(-1, channels)
-                    x = x.astype(np.int16) if depth == 16 else x.astype(np.int32) << 8
-                    try:
-                        file.write(x)
-                    except AssertionError as error:  # so soundfile tells that not all was written
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-
-                yield put
+        with replacing(path, overwrite) as temporary:
+            yield temporary
+    except FileExistsError as error:
+        raise StegoError(f"{path} exists by now; give another name, or --overwrite") from error
     except (soundfile.LibsndfileError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise StegoError(f"{path} cannot be written ({reason}); is there room, and the right to?"
                          ) from error
 
 
+@contextlib.contextmanager
+def writing(temporary, path, rate, channels, depth=16, seconds=0):
+    """A function that takes integer samples [n], channels taking turns, for a new sound file that
+    will be at `path`. Raises StegoError where its format has no such rate, LibsndfileError,
+    OSError."""
+    form = FORMATS[os.path.splitext(path)[1].lower()]
+    if form == "FLAC" and rate > (655350 if rate % 10 == 0 else 65535):
+        raise StegoError(f"{path} cannot be written: FLAC has no rate of {rate} Hz; give a name "
+                         "that ends in .wav")
+    if form == "WAV" and seconds * rate * channels * depth / 8 > 0xFFFF0000:
+        form = "RF64"
+    number = os.open(temporary, os.O_RDWR | os.O_TRUNC)
+    with soundfile.SoundFile(number, "w", rate, channels, f"PCM_{depth}", format=form) as file:
+        def put(samples):
+            x = np.asarray(samples).reshape(-1, channels)
+            x = x.astype(np.int16) if depth == 16 else x.astype(np.int32) << 8
+            try:
+                file.write(x)
+            except AssertionError as error:  # so soundfile tells that not all was written
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+
+        yield put
+
+
 def write_audio(path, samples, rate):
-    """Write int16 samples [T] or [T, channels] as 16-bit PCM."""
-    with writing(path, rate, 1 if samples.ndim == 1 else samples.shape[1]) as put:
+    """Write int16 samples [T] or [T, channels] as 16-bit PCM; a file that is there is replaced.
+    Raises StegoError."""
+    channels = 1 if samples.ndim == 1 else samples.shape[1]
+    with placing(path) as temporary, writing(temporary, path, rate, channels) as put:
         put(samples)
 
 

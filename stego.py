@@ -17,11 +17,11 @@ if __name__ == "__main__":
     gc.disable()  # while torch makes its objects, which need no looking through
 
 import argparse
+import codecs
 import gc
 import getpass
 import math
 import os
-import signal
 import sys
 import tempfile
 import warnings
@@ -33,6 +33,7 @@ import container
 import lattice
 import wavinwav
 from cells import MASKING
+from command import Parser, discard_output, interrupt_on_signals, one_line, settle_streams
 from container import Cipher, Damaged, Header, NoSecret, OtherModel, OtherVersion
 from lattice import STEGO_SNR
 from lazy_torchaudio import TorchaudioError
@@ -42,14 +43,18 @@ from sound import (
     check_output,
     decibel,
     decode,
+    note,
     open_audio,
+    placing,
     resampled,
-    standard_streams,
     writing,
 )
+from streams import standard_streams
 from wavinwav import LappedConfig
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+MOST_LOST = 100  # how many times longer a stego may have been than what is left of it
+MOST_KEY = 1 << 16  # bytes
 
 
 def read_secret(path, name, folder, cover):
@@ -60,10 +65,12 @@ def read_secret(path, name, folder, cover):
     mono = stereo and cover.channels == 1
     secret = decode(path, name, folder, 16 if stereo else None, mono)
     if mono:
-        print(f"note: {name} was mixed to one channel, as {cover.name} has", file=sys.stderr)
-    if secret.seconds > cover.seconds:
+        note(f"{name} was mixed to one channel, as {cover.name} has")
+    excess = secret.frames * cover.rate // secret.rate - cover.frames  # parts of samples may be cut
+    if excess > 0:
         raise StegoError(f"{name} lasts {secret.seconds:.3f} s, longer than its cover's "
-                         f"{cover.seconds:.3f} s; cut it, or take a longer cover")
+                         f"{cover.seconds:.3f} s by {excess} samples; cut it, or take a longer "
+                         "cover")
     note_gain(secret)
     if secret.rate != cover.rate or secret.depth != 16:
         try:
@@ -76,8 +83,14 @@ def read_secret(path, name, folder, cover):
 
 def note_gain(sound):
     if sound.gain < 1:
-        print(f"note: {sound.name} was turned down by {-20 * math.log10(sound.gain):.2f} dB, "
-              "to full scale", file=sys.stderr)
+        note(f"{sound.name} was turned down by {-20 * math.log10(sound.gain):.2f} dB, to full "
+             "scale")
+
+
+def check_key(key):
+    """An empty key, as of a variable that is not set, would hide nothing."""
+    if key is not None and not key:
+        raise StegoError("the key is empty; give a passphrase, or none")
 
 
 def hide(cover_path, secret_path, stego_path, model, snr=None, shaping=None, masking=None,
@@ -105,6 +118,7 @@ def hide(cover_path, secret_path, stego_path, model, snr=None, shaping=None, mas
         raise StegoError(f"samples of {depth} bits cannot be written; give 16 or 24")
     if cover_path == secret_path == "-":
         raise StegoError("cover and secret cannot both be the standard input")
+    check_key(key)
     check_output(stego_path, overwrite)
     method, cipher = method_of(model), Cipher(key)
     with standard_streams([cover_path, secret_path], stego_path) as (inputs, stego_file, folder):
@@ -116,22 +130,28 @@ def hide(cover_path, secret_path, stego_path, model, snr=None, shaping=None, mas
         secret = read_secret(inputs[1], secret_path, folder, cover)
         header = method.header(cover, secret)
         pieces = method.hide(header, cipher, cover, secret, snr, shaping, masking)
-        with writing(stego_file, cover.rate, cover.channels, cover.depth, cover.seconds) as put:
+        with placing(stego_file, overwrite) as temporary:
+            with writing(temporary, stego_file, cover.rate, cover.channels, cover.depth,
+                         cover.seconds) as put:
+                try:
+                    for samples in container.sealed(pieces, header, cipher):
+                        put(samples)
+                except ValueError as error:
+                    raise StegoError(f"{cover_path}: {error}; take a longer cover, or a lower --snr"
+                                     ) from error
+            written = decode(temporary, stego_path, folder, cover.depth)
             try:
-                for samples in container.sealed(pieces, header, cipher):
-                    put(samples)
-            except ValueError as error:
-                raise StegoError(f"{cover_path}: {error}; take a longer cover, or a lower --snr"
-                                 ) from error
-        written = decode(stego_file, stego_path, folder, cover.depth)
-        try:
-            container.verify(written.read, written.samples, header, cipher)
-        except Damaged as error:
-            os.remove(stego_file)
-            raise StegoError(f"{stego_path} does not hold what was written to it; "
-                             "the disk may be full or damaged") from error
-        secret_noise = method.measure(header, cipher, written, secret)
-        return decibel(cover.energy, cover.distance(written)), decibel(secret.energy, secret_noise)
+                container.verify(written.read, written.samples, header, cipher)
+            except Damaged as error:
+                raise StegoError(f"{stego_path} does not hold what was written to it; "
+                                 "the disk may be full or damaged") from error
+            secret_noise = method.measure(header, cipher, written, secret)
+            stego_snr = decibel(cover.energy, cover.distance(written))
+            secret_snr = decibel(secret.energy, secret_noise)
+        if snr is not None and stego_snr < snr - 1:
+            note(f"{stego_path} misses the SNR of {snr:g} dB: {cover_path} is too quiet, too loud "
+                 "or too short for it")
+    return stego_snr, secret_snr
 
 
 def reveal(stego_path, secret_path, model, key=None, force=False, overwrite=False):
@@ -152,6 +172,7 @@ def reveal(stego_path, secret_path, model, key=None, force=False, overwrite=Fals
         StegoError, with its cause: NoSecret (or another key), OtherModel, OtherVersion, Damaged.
         Then nothing has been written.
     """
+    check_key(key)
     check_output(secret_path, overwrite)
     method = method_of(model)
     with standard_streams([stego_path], secret_path) as ((stego_file,), secret_file, folder):
@@ -159,7 +180,8 @@ def reveal(stego_path, secret_path, model, key=None, force=False, overwrite=Fals
         try:
             header, cipher = read_header(method, stego, key, force)
             seconds = header.length / stego.rate
-            with writing(secret_file, stego.rate, header.channels, 16, seconds) as put:
+            with (placing(secret_file, overwrite) as temporary,
+                  writing(temporary, secret_file, stego.rate, header.channels, 16, seconds) as put):
                 for samples in method.reveal(header, cipher, stego):
                     put(samples)
         except (NoSecret, OtherModel, OtherVersion, Damaged) as error:
@@ -185,6 +207,11 @@ def read_header(method, stego, key, force):
         return header, cipher
     if not force:
         container.verify(stego.read, stego.samples, header, cipher)
+    frames, rest = divmod(header.samples, stego.channels)  # anyone may write a header without a key
+    if rest or header.length > frames or header.channels > stego.channels:
+        raise Damaged("its header does not fit it")
+    if header.samples > MOST_LOST * stego.samples:
+        raise Damaged(f"it was cut: {stego.samples} of {header.samples} samples are left")
     return header, cipher
 
 
@@ -206,13 +233,19 @@ def load_model(path):
 
 def read_key(args):
     """The passphrase that --key or --key-file gives, or None."""
-    if args.key_file:
+    if args.key_file is not None:
         try:
             with open(args.key_file, "rb") as file:
-                key = file.read(1 << 16).rstrip(b"\r\n")
+                key = file.read(MOST_KEY + 1)
         except OSError as error:
-            raise StegoError(f"{args.key_file} cannot be read ({error.strerror}); "
-                             "give a file with a passphrase") from error
+            raise StegoError(f"--key-file {args.key_file or repr('')} cannot be read "
+                             f"({error.strerror}); give a file with a passphrase") from error
+        if len(key) > MOST_KEY:
+            raise StegoError(f"{args.key_file} has more than {MOST_KEY} bytes; give a file with a "
+                             "passphrase")
+        if key.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise StegoError(f"{args.key_file} is UTF-16; save it as UTF-8")
+        key = key.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")
         if not key:
             raise StegoError(f"{args.key_file} is empty; write a passphrase into it")
         return key
@@ -229,11 +262,6 @@ def read_key(args):
     if not key:
         raise StegoError("the key is empty; type a passphrase")
     return key
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
 def main(argv=None):
@@ -283,7 +311,6 @@ def main(argv=None):
         if not 0 <= (getattr(args, name, None) or 0) <= 1:
             parser.error(f"--{name} must be from 0 to 1")
     torch.set_num_threads(1)  # more would wait for each other on a busy machine; parts share it
-    report = sys.stderr if args.output == "-" else sys.stdout
     try:
         key = read_key(args)
         model = load_model(args.model)
@@ -293,28 +320,33 @@ def main(argv=None):
                 key, args.depth, args.overwrite)
             lossless = secret_snr == math.inf
             quality = "secret lossless" if lossless else f"secret SNR {secret_snr:.2f} dB"
-            print(f"{args.output}: stego SNR {stego_snr:.2f} dB, {quality}", file=report)
+            report(args.output, f"stego SNR {stego_snr:.2f} dB, {quality}")
         else:
             seconds = reveal(args.stego, args.output, model, key, args.force, args.overwrite)
-            print(f"{args.output}: {seconds:.2f} s revealed", file=report)
+            report(args.output, f"{seconds:.2f} s revealed")
     except StegoError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {one_line(error)}")
     except KeyboardInterrupt:
         sys.exit("error: interrupted")
     except OSError as error:  # of temporary files
-        sys.exit(f"error: {error.filename or tempfile.gettempdir()}: {error.strerror}; "
-                 "is there room, and the right to write?")
+        place = one_line(error.filename or tempfile.gettempdir())
+        sys.exit(f"error: {place}: {error.strerror}; is there room, and the right to write?")
+
+
+def report(output, text):
+    """Tell what has been done, on stderr where the output went to stdout."""
+    stream = sys.stderr if output == "-" else sys.stdout
+    try:
+        print(f"{one_line(output)}: {text}", file=stream, flush=True)
+    except OSError as error:
+        discard_output()
+        raise StegoError(f"{output} is written ({text}), but the standard output takes no more "
+                         f"({error.strerror})") from error
 
 
 if __name__ == "__main__":
-    stopped = []
-
-    def stop(number, frame):
-        stopped.append(number)
-        raise KeyboardInterrupt  # so that temporary files are removed
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    settle_streams()
+    stopped = interrupt_on_signals()
     gc.freeze()
     gc.enable()
     try:
@@ -323,5 +355,4 @@ if __name__ == "__main__":
         if not stopped:
             raise
         sys.exit("error: interrupted")
-    sys.stdout.flush()
     os._exit(0)  # without taking torch apart, another half second

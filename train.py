@@ -27,7 +27,6 @@ import functools
 import math
 import os
 import re
-import signal
 import sys
 from dataclasses import fields, replace
 
@@ -39,6 +38,8 @@ from tqdm import tqdm
 import checkpoint
 import data
 import noise
+import run_folder
+from command import Parser, on_ending_signals, settle_streams, tell
 from data import RANK, WORLD, stop
 from discriminator import Adversary
 from lattice import LatticeConfig
@@ -70,8 +71,7 @@ MODEL_FLAGS = {  # fields of Config, where their metadata has no help
     "margin": "LSB that are left empty at both edges of a cell",
     "reserve": "of a cell's usual width, left empty there too, for noise",
 }
-ANEW_ON_RESUME = {"resume", "data_dir", "val_dir", "out_dir", "device", "workers", "save_every",
-                  "no_progress"}
+LONGEST_WINDOW = 2048  # samples, of the STFTs; the losses' is half reflected at both ends
 
 
 def model_flags(preset):
@@ -83,12 +83,12 @@ def model_flags(preset):
 
 def parse_arguments(argv=None):
     """-> all flags, and those that were given."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="lapped", choices=list(PRESETS))
     preset = first.parse_known_args(argv)[0].preset
     config, objective, defaults = PRESETS[preset]
     defaults = dict(defaults, preset=preset)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s --data_dir DIR [flags]; --help has them, with the defaults of --preset",
         allow_abbrev=False, argument_default=argparse.SUPPRESS)
@@ -203,7 +203,7 @@ def parse_arguments(argv=None):
     given = vars(parser.parse_args(argv))
     args = argparse.Namespace(**defaults | given)
     if useless := given.keys() & objective.no_use_for:
-        parser.error(f"--{min(useless)} has no parameter to reach in the {preset} preset")
+        parser.error(f"--{min(useless)} has no effect in the {preset} preset")
     if (args.data_dir is None) == (args.hf_dataset is None):
         parser.error("give either --data_dir or --hf_dataset")
     if args.robust_from and (args.init_from or not args.noise):
@@ -211,12 +211,23 @@ def parse_arguments(argv=None):
     source = args.robust_from or args.init_from
     if source and (useless := given.keys() & model_flags(preset)):
         parser.error(f"--{min(useless)} is for a new network; that of {source} is as it is")
+    for name, value in vars(args).items():
+        if isinstance(value, (int, float)) and not 0 <= value < math.inf:  # as NaN is not
+            parser.error(f"--{name} must be a number from 0 on, not {value}")
     for name in ("crop", "steps", "batch_size", "accumulate", "lr", "clip", "log_every",
                  "val_every", "save_every", "val_pairs", "max_skipped"):
         if not getattr(args, name) > 0:
             parser.error(f"--{name} must be above 0")
     if args.val_every % args.log_every:
         parser.error("--val_every must be a multiple of --log_every")
+    if args.seed >= 1 << 32 or args.beta2 >= 1:
+        parser.error("--seed must be below 2 ** 32, and --beta2 below 1")
+    if os.path.exists(args.out_dir) and not os.path.isdir(args.out_dir):
+        parser.error(f"--out_dir {args.out_dir} is not a folder")
+    try:
+        re.compile(args.trained or "")
+    except re.error as error:
+        parser.error(f"--trained {args.trained} is no regular expression: {error}")
     return args, given
 
 
@@ -228,38 +239,6 @@ def learning_rate(step, args):
     if args.schedule == "cosine":
         return args.lr * 0.5 * (1 + math.cos(math.pi * done))
     return args.lr * 0.1 ** int(4 * done)
-
-
-def go_on(path, args, given):
-    """The checkpoint at `path`, whose flags come into the place of args'."""
-    try:
-        content = checkpoint.read(path)
-    except FileNotFoundError:
-        stop(f"{path} does not exist: there is nothing to resume")
-    except (ValueError, OSError) as error:
-        stop(str(error))
-    if "training" not in content:
-        stop(f"{path} is a model, not a checkpoint: start from it with --init_from")
-    saved = content["training"]["args"]
-    for name, value in given.items():
-        if name not in ANEW_ON_RESUME and value != saved.get(name):
-            stop(f"--{name} {value} differs from the {saved.get(name)} of {path}; a resumed run "
-                 "keeps its flags (a new run can start with --init_from)")
-    vars(args).update({name: value for name, value in saved.items() if name not in ANEW_ON_RESUME})
-    return content
-
-
-def start_metrics(path, step, header):
-    """Open metrics.csv to go on after `step`; rows that a killed run wrote later are dropped, as
-    they come again."""
-    rows = []
-    if step and os.path.exists(path):
-        with open(path, newline="") as file:
-            rows = [row for row in list(csv.reader(file))[1:]
-                    if len(row) == len(header) and int(row[0]) <= step]
-    with checkpoint.replacing(path) as temporary, open(temporary, "w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
-    return open(path, "a", newline="", buffering=1)
 
 
 def preset_of(path):
@@ -303,19 +282,29 @@ def sum_of_all(x, operation=distributed.ReduceOp.SUM):
 
 def main(argv=None):
     args, given = parse_arguments(argv)
-    last_path = os.path.join(args.out_dir, "last.pt")
-    best_path = os.path.join(args.out_dir, "best.pt")
+    outputs = [os.path.join(args.out_dir, name) for name in ("last.pt", "best.pt", "metrics.csv")]
+    last_path, best_path, metrics_path = outputs
     resumed = None
     if args.resume:
-        resumed = go_on(last_path, args, given)
-    elif os.path.exists(last_path):
-        stop(f"{last_path} exists: go on with --resume, or give another --out_dir")
+        resumed = run_folder.go_on(last_path, args, given)
+        if resumed["training"]["step"] >= args.steps:
+            if RANK == 0:
+                tell(f"{last_path} has all its {args.steps} steps: there is nothing to do",
+                     sys.stdout)
+            return
+    elif found := [path for path in outputs if os.path.exists(path)]:
+        remedy = "go on with --resume" if last_path in found else "remove it"
+        stop(f"{found[0]} exists: {remedy}, or give another --out_dir")
 
     # the machine: one process, or one of WORLD that torchrun has started
     local = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if WORLD > 1 else "cuda"
-    device = torch.device(args.device or (local if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    try:
+        device = torch.device(args.device or (local if torch.cuda.is_available() else "cpu"))
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        stop(f"--device {args.device} cannot be used: {str(error).splitlines()[0]}")
     if WORLD > 1 and not distributed.is_initialized():
         distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     precision = args.amp
@@ -342,6 +331,10 @@ def main(argv=None):
             parameter.requires_grad_(True)
         hop = getattr(config, "bands", 1)
         samples = max(1, round(args.crop * config.sample_rate / hop)) * hop
+        least = LONGEST_WINDOW if args.adversarial else LONGEST_WINDOW // 2 + 1
+        if samples < least:
+            stop(f"--crop {args.crop:g} is too short: {least} samples are the least, "
+                 f"{least / config.sample_rate:.3f} s")
         train_pairs, val_pairs, about = data.open_data(args, config.sample_rate, samples)
         count = math.ceil(args.val_pairs / args.batch_size / WORLD)
         val_set = list(data.batches(val_pairs, args.batch_size, 0, count, 0))
@@ -351,8 +344,8 @@ def main(argv=None):
         adversary = None
         if args.adversarial:
             adversary = Adversary(args.disc_lr, args.clip, device, amp, precision == "fp16")
-    except (ValueError, RuntimeError, OSError, re.error) as error:
-        stop(str(error))
+    except (ValueError, RuntimeError, OSError) as error:
+        stop(" ".join(str(error).split()))
     parallel = objective
     if WORLD > 1:  # robust: the last phi in the way back changes nothing but cover^
         parallel = DistributedDataParallel(objective, broadcast_buffers=False,
@@ -375,15 +368,16 @@ def main(argv=None):
         first_step, pairs, best = (training[name] for name in ("step", "pairs", "best"))
         window, skipped = training["window"].to(device), training["skipped"].to(device)
     if RANK == 0:
-        os.makedirs(args.out_dir, exist_ok=True)
+        run_folder.claim(args.out_dir)
+        for path in outputs:
+            checkpoint.remove_stale(path)
         header = ["step", *measured, "lr", "skipped", *objective.validation]
-        metrics = start_metrics(os.path.join(args.out_dir, "metrics.csv"), first_step, header)
-        print(f"{args.preset}: {sum(p.numel() for p in trained.values()):,} parameters to train, "
-              f"{about}, {WORLD} x {device}, {precision}, steps {first_step} to {args.steps}, "
-              f"in {args.out_dir}")
+        metrics = run_folder.start_metrics(metrics_path, first_step, header)
+        tell(f"{args.preset}: {sum(p.numel() for p in trained.values()):,} parameters to train, "
+             f"{about}, {WORLD} x {device}, {precision}, steps {first_step} to {args.steps}, "
+             f"in {args.out_dir}", sys.stdout)
     signals = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: signals.append(number))
+    on_ending_signals(lambda number, frame: signals.append(number))
 
     def save(step):
         shared = sum_of_all(window.clone()).cpu() / WORLD
@@ -465,16 +459,25 @@ def main(argv=None):
         if signals:
             bar.close()
             if RANK == 0:
-                print(f"stopped after step {done}: {last_path} is written, go on with --resume",
-                      file=sys.stderr)
+                tell(f"stopped after step {done}: {last_path} is written, go on with --resume",
+                     sys.stderr)
             sys.exit(128 + signals[0])
     bar.close()
+    if best == -math.inf:
+        stop(f"no validation gave a finite score, so there is no {best_path}: try a lower --lr")
     if RANK == 0:
-        print(f"done: {best_path} is the best model, {objective.shown(validated)} in the last "
-              "validation")
+        tell(f"done: {best_path} is the best model, {objective.shown(validated)} in the last "
+             "validation", sys.stdout)
     if WORLD > 1:
         distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    settle_streams()
+    try:
+        main()
+    except KeyboardInterrupt:  # before the first step
+        stop("interrupted")
+    except OSError as error:
+        stop(f"{error.filename or 'metrics.csv'}: {error.strerror}; is there room, and the right "
+             "to write?")

@@ -78,7 +78,8 @@ def folder(tmp_path_factory):
     torch.save(content | {"config": content["config"] | {"colour": 1}}, folder / "colour.pt")
     torch.save(content["state_dict"], folder / "weights.pt")
     content = torch.load(INN, weights_only=True)
-    for name, field in (("growth", {"growth": 8}), ("carriers", {"carriers": 65})):
+    growth = content["config"]["growth"] + 8
+    for name, field in (("growth", {"growth": growth}), ("carriers", {"carriers": 65})):
         torch.save(content | {"config": content["config"] | field}, folder / f"{name}.pt")
     # stegos
     inn, lattice = stego.load_model(INN), stego.load_model(LATTICE)
@@ -165,7 +166,8 @@ FAULTS = [
     (hiding("small.wav", "small.wav", "--snr", "90", "--model", LATTICE),
      "small.wav: the cover is too short for this secret; take a longer cover"),
     (hiding(secret="long.wav"),
-     r"long.wav lasts 1.500 s, longer than its cover's 1.000 s; cut it, or take a longer cover"),
+     "long.wav lasts 1.500 s, longer than its cover's 1.000 s by 8000 samples; cut it, or take a "
+     "longer cover"),
     (hiding(secret="slow.wav"), "slow.wav lasts 1.500 s, longer than its cover's"),
     (hiding("-", "-"), "cover and secret cannot both be the standard input"),
     (hiding("-"), "- cannot be read as audio"),
@@ -213,8 +215,8 @@ FAULTS = [
      "no_bands.pt holds a model that does not fit its own description"),
     ((*HIDE, "--model", "colour.pt"),
      "colour.pt holds a model that does not fit its own description"),
-    ((*HIDE, "--model", "growth.pt"), "growth.pt holds a model that does not fit"),
-    ((*HIDE, "--model", "carriers.pt"), "carriers.pt holds a model that does not fit"),
+    ((*HIDE, "--model", "growth.pt"), "growth.pt is no whole INN of this version"),
+    ((*HIDE, "--model", "carriers.pt"), "carriers.pt is no whole INN of this version"),
     (revealing("missing.wav"), "missing.wav does not exist"),
     (revealing("sub"), "sub is a folder"),
     (revealing("text.wav"), "text.wav cannot be read as audio"),

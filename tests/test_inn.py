@@ -112,7 +112,7 @@ def test_a_key_is_needed(model, paths, fixed_nonce):
     keyed_snrs = stego.hide(*paths[:3], model, key="open sesame", overwrite=True)
     assert abs(keyed_snrs[0] - plain_snrs[0]) < 0.5
     assert keyed_snrs[1] > plain_snrs[1] - 2, "a key costs nothing: 16 nonces gave 0.3 to 2.7 more"
-    for key in (None, "", "open sesame ", "Open sesame"):
+    for key in (None, "open sesame ", "Open sesame"):
         with pytest.raises(StegoError, match="key is another"):
             stego.reveal(*paths[2:], model, key=key)
         # The signs of what is decoded under another dither are coin tosses: see `likeness`.

@@ -267,12 +267,39 @@ def test_a_key_is_needed(model):
     # In cells that are filled at random the noise is a mean of 32,000 squares, each of a relative
     # standard deviation of 0.9: 0.022 dB in all, so that this is 9 of them.
     assert abs(snr(cover, stego) - snr(cover, plain)) < 0.2
-    for key in (None, "", "open sesame ", "Open sesame"):
+    for key in (None, "open sesame ", "Open sesame"):
         with pytest.raises(NoSecret, match="key is another"):
             model.reveal(stego, key=key)
     with pytest.raises(NoSecret):
         model.reveal(plain, key="open sesame")
     assert torch.equal(model.hide(cover, secret, snr=45)[0], plain), "without a key, the same again"
+
+
+@pytest.mark.parametrize("key", ["", b""], ids=repr)
+def test_an_empty_key_is_an_error(model, key):
+    cover, secret = pcm(8000, seed=30), pcm(8000, seed=31)
+    with pytest.raises(ValueError, match="the key is empty"):
+        model.hide(cover, secret, key=key)
+    with pytest.raises(ValueError, match="the key is empty"):
+        model.reveal(model.hide(cover, secret)[0], key=key)
+
+
+@pytest.mark.parametrize("more, expected", [
+    (dict(snr=float("nan")), "snr must be from 0 to 120, not nan"), (dict(snr=1e9), "snr must"),
+    (dict(shaping=float("nan")), "shaping must be from 0 to 1"), (dict(masking=-1), "masking must"),
+    (dict(depth=32), "depth must be from 16 to 24, not 32")], ids=str)
+def test_numbers_out_of_range(model, more, expected):
+    with pytest.raises(ValueError, match=expected):
+        model.hide(pcm(8000), pcm(4000), **more)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_samples_that_are_no_numbers(model, value):
+    bad = pcm(8000)
+    bad[5] = value
+    for pair, name in (((bad, pcm(4000)), "cover"), ((pcm(8000), bad), "secret")):
+        with pytest.raises(ValueError, match=f"{name} has samples that are NaN or infinite"):
+            model.hide(*pair)
 
 
 def test_without_the_key_there_is_nothing(shipped, fixed_nonce):

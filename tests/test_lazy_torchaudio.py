@@ -13,6 +13,7 @@ import soundfile
 import torch
 from torchaudio.functional import resample as reference
 
+import lazy_torchaudio
 from helpers import COVER, ROOT, SECRET, TINY, voice
 from lazy_torchaudio import resample
 
@@ -121,3 +122,22 @@ def test_resample(rates):
     assert y.shape == (2, -(-x.shape[1] * rates[1] // rates[0]))
     assert torch.allclose(y, reference(x, *rates), atol=1e-5)  # whose kernel is computed in float32
     assert resample(x, 16000, 16000) is x
+
+
+@pytest.mark.parametrize("rates", [(44100, 16000), (16000, 24000), (1001, 1000)])
+def test_resample_without_a_kernel_of_all_phases(rates, monkeypatch):
+    """As rates that have no common factor need it: the same, and differentiable."""
+    monkeypatch.setattr(lazy_torchaudio, "LARGEST_KERNEL", 1000)  # several pieces, too
+    x = torch.from_numpy(np.stack([voice(0.1, rates[0], seed) for seed in (1, 2)]))
+    y = resample(x.requires_grad_(), *rates)
+    assert y.shape == (2, -(-x.shape[1] * rates[1] // rates[0]))
+    assert torch.allclose(y, reference(x, *rates), atol=1e-5)
+    y.square().sum().backward()
+    assert x.grad.isfinite().all() and x.grad.any()
+
+
+def test_rates_without_a_common_factor():
+    x = torch.sin(2 * torch.pi * 440 * torch.arange(4410, dtype=torch.float64) / 44101).float()
+    y = resample(x, 44101, 48000)
+    wanted = torch.sin(2 * torch.pi * 440 * torch.arange(len(y), dtype=torch.float64) / 48000)
+    assert len(y) == 4800 and (y - wanted)[100:-100].abs().max() < 1e-3

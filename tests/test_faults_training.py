@@ -1,0 +1,212 @@
+"""Faults of train.py: folders in use or of another run, flags, data, checkpoints, full disks."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import checkpoint
+import data as data_module
+import wavinwav
+from helpers import INN, TINY, TINY_LATTICE, metrics, train_command, voice
+from train import main
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for i in range(6):
+        soundfile.write(folder / f"{i}.wav", voice(1, 16000, i), 16000)
+    return folder
+
+
+def train(*flags, expect=0):
+    done = subprocess.run(train_command(*flags), capture_output=True, text=True, timeout=200)
+    assert done.returncode == expect and "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.mark.parametrize("flags, expected", [
+    (["--lr", "nan"], "--lr must be a number from 0 on, not nan"),
+    (["--lr", "inf"], "--lr must be a number from 0 on, not inf"),
+    (["--clip", "-1"], "--clip must be"), (["--gain", "nan"], "--gain must be"),
+    (["--w_stego", "-1"], "--w_stego must be"), (["--snr_ceiling", "inf"], "--snr_ceiling must"),
+    (["--warmup", "-1"], "--warmup must be"), (["--workers", "-1"], "--workers must be"),
+    (["--crop", "inf"], "--crop must be a number"), (["--crop", "0"], "--crop must be above 0"),
+    (["--seed", "-1"], "--seed must be"), (["--seed", str(1 << 64)], "--seed must be below"),
+    (["--beta2", "1"], "--beta2 below 1"), (["--disc_start", "-5"], "--disc_start must be"),
+    (["--trained", "("], "--trained ( is no regular expression"),
+    (["--preset", "none"], "--preset: invalid choice"), (["--steps", "1e3"], "--steps: invalid"),
+    (["--recompute"], "--recompute has no effect in the lapped preset"),
+    (["--init_from", INN, "--bands", "64"], "--bands is for a new network"),
+    (["--out_dir", __file__], "is not a folder"),
+], ids=str)
+def test_flags_that_make_no_sense(flags, expected, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--data_dir", "x", *flags])
+    out, err = capsys.readouterr()
+    assert caught.value.code == 2 and out == ""
+    assert err.startswith("error: ") and expected in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("flags, expected", [
+    (["--device", "foo"], "--device foo cannot be used"),
+    (["--device", "meta"], "--device meta cannot be used"),
+    (["--device", "cuda:99"], "--device cuda:99 cannot be used"),
+    (["--crop", "0.05"], "--crop 0.05 is too short: 1025 samples are the least, 0.064 s"),
+    (["--crop", "0.1", "--adversarial"], "--crop 0.1 is too short: 2048 samples"),
+    (["--noise", "gaussian:nan"], "must be from"),
+], ids=str)
+def test_what_is_found_out_before_the_work(data, tmp_path, flags, expected):
+    with pytest.raises(SystemExit) as caught:
+        main([*map(str, ["--data_dir", data, "--out_dir", tmp_path / "run", *TINY]), *flags])
+    assert expected in str(caught.value) and len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["last.pt", "best.pt", "metrics.csv"])
+def test_another_run_is_not_overwritten(data, tmp_path, name):
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(SystemExit, match=f"{name} exists: .* or give another --out_dir"):
+        main(["--data_dir", str(data), "--out_dir", str(tmp_path), *TINY])
+    assert os.listdir(tmp_path) == [name] and (tmp_path / name).read_text() == "precious"
+
+
+def begun(data, folder, *more):
+    """A long run that has written its first rows."""
+    flags = ["--data_dir", data, *TINY, "--steps", 10000, "--save_every", 4, *more]
+    process = subprocess.Popen(train_command(*flags, "--out_dir", folder), start_new_session=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (folder / "last.pt").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals differ")
+def test_two_runs_do_not_share_a_folder(data, tmp_path):
+    process = begun(data, tmp_path)
+    done = train("--data_dir", data, "--out_dir", tmp_path, "--resume", "--no_progress", expect=1)
+    assert done.stderr == f"{tmp_path}: another run is at work in it; give another --out_dir\n"
+    os.killpg(process.pid, signal.SIGHUP)  # its terminal is closed: it saves, and gives way
+    assert "go on with --resume" in process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGHUP
+    step = checkpoint.read(tmp_path / "last.pt")["training"]["step"]
+    assert step >= 4
+    process = begun(data, tmp_path, "--resume")
+    process.kill()
+    process.communicate()
+
+
+def test_what_a_kill_leaves_goes_at_the_next_start(data, tmp_path):
+    train("--data_dir", data, *TINY, "--steps", 4, "--out_dir", tmp_path)
+    content = checkpoint.read(tmp_path / "last.pt")
+    content["training"]["step"] = 2
+    torch.save(content, tmp_path / "last.pt")
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    stale = [f"{name}.{gone.pid}{more}.tmp" for name in ("last.pt", "best.pt", "metrics.csv")
+             for more in ("", "-7")]
+    kept = ["notes.tmp", f"last.pt.{os.getpid()}.tmp"]  # of nobody, and of a process that runs
+    for name in stale + kept:
+        (tmp_path / name).write_text("half")
+    train("--data_dir", data, "--out_dir", tmp_path, "--resume", "--no_progress")
+    left = set(os.listdir(tmp_path)) - {".lock"}
+    assert left == {"last.pt", "best.pt", "metrics.csv", *kept}
+
+
+def test_a_finished_run_has_nothing_to_resume(data, tmp_path):
+    train("--data_dir", data, *TINY, "--steps", 2, "--out_dir", tmp_path)
+    before = (tmp_path / "last.pt").stat().st_mtime_ns
+    done = train("--data_dir", data, "--out_dir", tmp_path, "--resume")
+    assert done.stderr == "" and "nan" not in done.stdout
+    assert done.stdout == f"{tmp_path}/last.pt has all its 2 steps: there is nothing to do\n"
+    assert (tmp_path / "last.pt").stat().st_mtime_ns == before
+
+
+def test_no_best_model_is_told(data, tmp_path):
+    """Weights that are NaN give no finite score."""
+    train("--data_dir", data, *TINY, "--steps", 2, "--out_dir", tmp_path / "a")
+    content = checkpoint.read(tmp_path / "a" / "last.pt")
+    content["state_dict"] = {name: torch.full_like(value, torch.nan) if value.is_floating_point()
+                             else value for name, value in content["state_dict"].items()}
+    content["training"] |= dict(step=0, pairs=0, best=-torch.inf)
+    torch.save(content, tmp_path / "a" / "last.pt")
+    done = train("--data_dir", data, "--out_dir", tmp_path / "a", "--resume", "--no_progress",
+                 expect=1)
+    assert "no validation gave a finite score" in done.stderr and "best model" not in done.stdout
+
+
+@pytest.mark.parametrize("lacking", ["args", "optimiser", "step", "config", "state_dict"])
+def test_a_checkpoint_that_lacks_something(data, tmp_path, lacking):
+    content = {"wavinwav": 2, "config": {}, "state_dict": {}, "training": dict.fromkeys(
+        ["args", "step", "pairs", "best", "skipped", "window", "optimiser", "scaler", "adversary"])}
+    for part in (content, content["training"]):
+        part.pop(lacking, None)
+    torch.save(content, tmp_path / "last.pt")
+    with pytest.raises(SystemExit, match=f"last.pt is damaged: it lacks {lacking}"):
+        main(["--data_dir", str(data), "--out_dir", str(tmp_path), "--resume"])
+
+
+def test_a_full_disk(data, tmp_path):
+    """When last.pt is written for the second time, and what was there stays."""
+    train("--data_dir", data, *TINY, "--steps", 2, "--out_dir", tmp_path / "a")
+    size = (tmp_path / "a" / "last.pt").stat().st_size
+    command = " ".join(train_command("--data_dir", data, *TINY, "--steps", 2))
+    for name, blocks in (("b", 1), ("c", size // 1024 - 1)):
+        limited = f"ulimit -f {blocks}; exec {command} --out_dir {name}"
+        done = subprocess.run(["bash", "-c", limited], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+        assert done.stderr.startswith(f"{name}/") and "is there room" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert not [name for name in os.listdir(tmp_path / name) if name.endswith("tmp")]
+
+
+def test_an_out_dir_that_cannot_be_made(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = train("--data_dir", data, *TINY_LATTICE, "--steps", 2, "--out_dir",
+                 tmp_path / "file" / "x", expect=1)
+    assert done.stderr.splitlines() == [
+        f"{tmp_path}/file/x: Not a directory; is there room, and the right to write?"]
+
+
+def test_links_names_and_pipes_in_the_data(tmp_path):
+    """A file that links lead to counts once; what is no file does not hang."""
+    (tmp_path / "deep").mkdir()
+    names = "0.wav", "tä\n.wav", os.fsdecode(b"t\xff.wav")
+    for name in names:
+        soundfile.write(tmp_path / "x.wav", voice(1, 16000, 0), 16000)
+        os.rename(tmp_path / "x.wav", tmp_path / name)
+    os.symlink("../0.wav", tmp_path / "deep" / "again.wav")
+    os.symlink("0.wav", tmp_path / "00.wav")
+    os.symlink("loop.wav", tmp_path / "loop.wav")
+    os.symlink("..", tmp_path / "deep" / "up")
+    os.mkfifo(tmp_path / "pipe.wav")
+    files = data_module.find_audio(str(tmp_path))
+    assert sorted(path for path, _, _ in files) == sorted(
+        str(tmp_path / name) for name in ("0.wav", *names[1:]))
+    for path, _, _ in files:
+        assert data_module.usable_crop(path, random.Random(0), 4000, 16000, 0) is not None
+
+
+def test_an_infinite_sample_is_never_in_a_crop(tmp_path):
+    x = voice(1, 16000, 0)
+    x[5000] = np.inf
+    soundfile.write(tmp_path / "inf.wav", x, 16000, subtype="FLOAT")
+    assert data_module.usable_crop(tmp_path / "inf.wav", None, 16000, 16000, 0) is None
+
+
+@pytest.mark.parametrize("redirection", ["<&- >&- 2>&-", ">/dev/full"])
+def test_streams_that_take_nothing(data, tmp_path, redirection):
+    """No file gets the numbers of closed ones, and the training does not end for that."""
+    command = " ".join(train_command("--data_dir", data, *TINY, "--steps", 2))
+    done = subprocess.run(["bash", "-c", f"exec {command} --out_dir run {redirection}"],
+                          cwd=tmp_path, stderr=subprocess.PIPE)
+    assert done.returncode == 0 and done.stderr == b"" and len(metrics(tmp_path / "run")) == 1
+    assert wavinwav.load(tmp_path / "run" / "best.pt")
