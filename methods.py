@@ -31,7 +31,7 @@ from sound import FULL_SCALE, Sound, StegoError, energy, to_pcm
 from wavinwav import LappedINN, lapped
 
 PIECE = 1 << 18  # samples of each channel that the paper's network works on
-PART = 1 << 21  # frames at most that the INN works on
+PART = 1 << 20  # frames at most that the INN works on
 EXCERPT, EXCERPTS = 8192, 32  # frames, and how many of them tell the width of the INN's cells
 LOOKED_AT = 1 << 18  # frames in which cells are looked for, where the header is lost
 CODES = 1 << 12  # of cells' widths and gains, as `LappedINN.fit` gives them
@@ -51,6 +51,7 @@ class NetworkMethod:
 
     def __init__(self, model):
         self.model = model
+        self.secret_noise = 0  # energy of what hiding took from the secret
 
     def fingerprint(self):
         """A checksum of the config and the weights."""
@@ -64,15 +65,6 @@ class NetworkMethod:
     def assumed_header(self, stego):
         """What to go by where there is no header: a secret as long as the stego."""
         return Header(stego.samples, stego.frames, 0, 0, stego.channels, self.layout)
-
-    def measure(self, header, cipher, written, secret):
-        """The energy of what `reveal` lacks of a secret, from the written stego."""
-        noise = start = 0
-        for pcm in self.reveal(header, cipher, written):
-            before = secret.read(start, start + pcm.size)
-            noise += energy(before - torch.from_numpy(pcm.flatten().astype(np.int32)))
-            start += pcm.size
-        return noise
 
     def read(self, sound, start, stop, count=None):
         """Frames of a Sound, float32 [channels, n] in [-1, 1), with zeros up to a count."""
@@ -90,6 +82,8 @@ class InnMethod(NetworkMethod):
         code = self.fit(cover, secret, snr, cipher)
         header.setting = int(code)
 
+        parts = self.parts(cover)
+
         def work(part):
             index, start, stop = part
             x = self.read(cover, start, stop)
@@ -97,10 +91,37 @@ class InnMethod(NetworkMethod):
             stego, _ = self.model.hide(
                 x, y, None, self.dither(cipher, index, *x.shape), cover.depth, code.expand(len(x)),
                 None if index else self.parity(header, cipher, *x.shape))
-            return (stego * (1 << (cover.depth - 1))).round().int().T.flatten().numpy()
+            lost = 0 if part == parts[-1] else self.lost(header, cipher, part, stego, cover.depth,
+                                                         secret)
+            stego = (stego * (1 << (cover.depth - 1))).round().T.flatten()
+            return stego.numpy().astype(cover.dtype), lost
 
-        for samples in in_order(work, self.parts(cover), bar(cover.seconds)):
+        for samples, lost in in_order(work, parts, bar(cover.seconds)):
+            self.secret_noise += lost
             yield torch.from_numpy(samples)
+
+    def measure(self, header, cipher, written, secret):
+        """The energy of what `reveal` lacks of a secret: of the last part, in which the seal has
+        come since, from the written stego; of the others `hide` has found it."""
+        part = self.parts(written)[-1]
+        x = self.read(written, *part[1:])
+        return self.secret_noise + self.lost(header, cipher, part, x, written.depth, secret)
+
+    def lost(self, header, cipher, part, stego, depth, secret):
+        """The energy of what can't be revealed of a part's secret."""
+        pcm = self.revealed(header, cipher, part, stego, depth)
+        start = part[1] * secret.channels
+        return energy(secret.read(start, start + pcm.size)
+                      - torch.from_numpy(pcm.flatten().astype(np.int32)))
+
+    def revealed(self, header, cipher, part, stego, depth):
+        """The secret, int16 [n, channels], from a part [channels, n] of a stego."""
+        index, start, _ = part
+        code = torch.full((len(stego),), float(header.setting))
+        dither = self.dither(cipher, index, *stego.shape)
+        secret = self.model.reveal(stego, None, dither, depth, code)[1]
+        secret = secret.mean(0, keepdim=True) if header.channels == 1 else secret
+        return to_pcm(secret[:, :max(0, header.length - start)].T)
 
     def fit(self, cover, secret, snr, cipher):
         """The code [1] of the setting that comes closest to a stego SNR in dB, by excerpts."""
@@ -124,7 +145,7 @@ class InnMethod(NetworkMethod):
         return samples.view(-1, channels).T
 
     def dither(self, cipher, index, channels, length):
-        """What a key adds to the secret in a part, in cells [channels, P, carriers, F / P]: one
+        """What a key adds to the secret in a part, in cells [channels, P, F / P, carriers]: one
         number a sample, hop by hop."""
         if not cipher.keyed:
             return None
@@ -141,15 +162,9 @@ class InnMethod(NetworkMethod):
 
     def reveal(self, header, cipher, stego):
         """The secret's samples, int16 [n, channels], piece by piece."""
-        code = torch.tensor([float(header.setting)])
-
         def work(part):
-            index, start, stop = part
-            x = self.read(stego, start, stop, stop - start)
-            dither = self.dither(cipher, index, *x.shape)
-            y = self.model.reveal(x, None, dither, stego.depth, code.expand(len(x)))[1]
-            y = y.mean(0, keepdim=True) if header.channels == 1 else y
-            return to_pcm(y[:, :max(0, header.length - start)].T)
+            x = self.read(stego, *part[1:], part[2] - part[1])
+            return self.revealed(header, cipher, part, x, stego.depth)
 
         frames = header.samples // stego.channels
         parts = [part for part in self.parts(stego, frames) if part[1] < header.length]
@@ -168,11 +183,11 @@ class InnMethod(NetworkMethod):
 def find_code(model, x):
     """The code, a whole number or not, of the cells that a stego [B, T] lies in, where the header
     that tells it is lost: in other cells, coefficients would lie anywhere. (A gain changes it.)"""
-    x = model.split(lapped(x * FULL_SCALE, model.config.bands)).permute(1, 2, 0, 3).flatten(2)
-    x = x[..., x.square().sum((0, 1)).argsort(descending=True)]  # loud frames first: they tell most
+    x = model.split(lapped(x * FULL_SCALE, model.config.bands)).transpose(0, 1).flatten(1, 2)
+    x = x[:, x.square().sum((0, 2)).argsort(descending=True)]  # loud frames first: they tell most
 
     def together(codes, frames, least=1.5):
-        phase = x[..., :frames] / model.cells(codes)[0]
+        phase = x[:, :frames] / model.cells(codes)[0]
         far = (phase.abs() > least).float()  # others would lie around the centre of any cell
         waves = torch.cos(2 * math.pi * phase)
         return (waves * far).mean((1, 2, 3)).abs() / (far.mean((1, 2, 3)) + 0.125)
@@ -289,6 +304,15 @@ class PaperMethod(NetworkMethod):
         yield stego.read(0, first)
         yield from stego.pieces(first, last)
         yield stego.read(last)
+
+    def measure(self, header, cipher, written, secret):
+        """The energy of what `reveal` lacks of a secret, from the written stego."""
+        noise = start = 0
+        for pcm in self.reveal(header, cipher, written):
+            before = secret.read(start, start + pcm.size)
+            noise += energy(before - torch.from_numpy(pcm.flatten().astype(np.int32)))
+            start += pcm.size
+        return noise
 
     def reveal(self, header, cipher, stego):
         """The secret's samples, int16 [n, channels], piece by piece."""

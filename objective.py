@@ -196,8 +196,8 @@ class LappedObjective(Objective):
         model, secrets = self.model, pairs.sample(256)
         gain = model.cells(model.fit(secrets, secrets, 0.0, rounds=0))[3]
         x = model.split(wavinwav.lapped(wavinwav.FULL_SCALE * secrets, model.config.bands))
-        power = (gain * x).square().mean((0, 1, 3))
-        model.level.copy_(power.sqrt().clamp_min(1e-3)[:, None])
+        power = (gain * x).square().mean((0, 1, 2))
+        model.level.copy_(power.sqrt().clamp_min(1e-3))
         model.log_cells += 0.3 * model.level.log()
 
     def round_trip(self, cover, secret, numbers, batch):

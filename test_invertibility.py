@@ -29,7 +29,7 @@ def levelled(**changes):
     """The lapped preset as initialised, with the level of `low_pass` noise."""
     model = build(Config.lapped(**changes)).double().eval()
     bands = wavinwav.lapped(low_pass(1, 64000, seed=9, rms=wavinwav.NOMINAL), 64)[0]
-    model.level.copy_(bands.square().mean(1, keepdim=True).sqrt())
+    model.level.copy_(bands.square().mean(1).sqrt())
     return model
 
 

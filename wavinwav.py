@@ -161,16 +161,16 @@ FULL_SCALE = 32768  # LSB of 16-bit PCM
 ORDER = 0, 2, 1, 3  # in which frames are hidden, by their number modulo 4; its own inverse
 NARROWEST = 8  # LSB, of a cell
 NOMINAL = 1500  # LSB, root mean square of a levelled secret
-TAPS, STRETCH = 16, 2048  # of the filter that shapes rounding; samples that it runs through
+TAPS, STRETCH = 16, 1024  # of the filter that shapes rounding; samples that it runs through
 
 
 class ScaleSubnet(nn.Module):
-    """How loud a secret's next phase is, from those known. [B, P, M, F] -> [B, M, F]."""
+    """How loud a secret's next phase is, from those known. [B, P, F, M] -> [B, F, M]."""
 
     def __init__(self, phases: int, config: LappedConfig):
         super().__init__()
-        self.first = nn.Conv2d(phases, config.growth, (7, 3), padding="same", bias=False)
-        self.band = nn.Parameter(0.1 * torch.randn(config.growth, config.carriers, 1))
+        self.first = nn.Conv2d(phases, config.growth, (3, 7), padding="same", bias=False)
+        self.band = nn.Parameter(0.1 * torch.randn(config.growth, 1, config.carriers))
         self.last = nn.Conv2d(config.growth, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -207,8 +207,8 @@ class LappedINN(nn.Module):
         starts = [(3, 1), (5, 4), (1, 1)] if config.reserve else [(16, 2), (20, 12), (1, 1)]
         starts = torch.tensor(starts).log()[:, [0, 1, 1, 1], None, None]  # of phase 0, others
         self.log_slope, self.log_limit, self.log_cells = (
-            nn.Parameter(start.repeat(1, config.carriers, 1)) for start in starts)
-        self.register_buffer("level", torch.ones(config.carriers, 1))  # LSB, of levelled speech
+            nn.Parameter(start.repeat(1, 1, config.carriers)) for start in starts)
+        self.register_buffer("level", torch.ones(config.carriers))  # LSB, of levelled speech
 
     def curve(self, known: list[Tensor]) -> tuple[Tensor | float, Tensor, Tensor, Tensor]:
         """Of the phase after those known: its scale, slope, limit, and asinh(slope limit)."""
@@ -239,7 +239,7 @@ class LappedINN(nn.Module):
 
     def cells(self, code: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Their widths in LSB, with and without gradient, the secret's room to each side of the
-        centre [B, P, M, 1], and its gain. Where noise is expected, a width cannot tell a gain."""
+        centre [B, P, 1, M], and its gain. Where noise is expected, a width cannot tell a gain."""
         code = code[:, None, None, None]
         width, learned = NARROWEST * 2 ** (code / 256), self.log_cells.exp()
         gain = torch.ones_like(code) if self.config.reserve else 2 ** ((code % 16 - 8) / 2)
@@ -279,15 +279,15 @@ class LappedINN(nn.Module):
         return cover, secret if r is None else secret + r[:, 1]
 
     def split(self, x: Tensor) -> Tensor:
-        """[B, M, F] -> the carriers, phase by phase [B, P, carriers, F / P]; zeros at the end."""
-        x = functional.pad(x[:, :self.config.carriers], (0, -x.shape[2] % len(ORDER)))
-        return torch.stack([x[..., index::len(ORDER)] for index in ORDER], 1)
+        """[B, M, F] -> the carriers, phase by phase [B, P, F / P, carriers]; zeros at the end."""
+        x = functional.pad(x.mT[..., :self.config.carriers], (0, 0, 0, -x.shape[2] % len(ORDER)))
+        return torch.stack([x[:, index::len(ORDER)] for index in ORDER], 1)
 
     def join(self, x: Tensor, wave: Tensor) -> Tensor:
         """Inverse of `split`, for so long a wave; the bands that carry nothing are 0."""
-        x = torch.stack([x[:, index] for index in ORDER], 3).flatten(2)
-        x = x[:, :, :math.ceil(wave.shape[1] / self.config.bands)]
-        return functional.pad(x, (0, 0, 0, self.config.bands - self.config.carriers))
+        x = torch.stack([x[:, index] for index in ORDER], 2).flatten(1, 2)
+        x = x[:, :math.ceil(wave.shape[1] / self.config.bands)]
+        return functional.pad(x, (0, self.config.bands - self.config.carriers)).mT
 
     def wave(self, x: Tensor, like: Tensor) -> Tensor:
         """Coefficients in LSB, as `split` arranges them -> [B, T], as long as another."""
