@@ -348,6 +348,7 @@ def _set_up(work):
     _work = work
     torch.set_num_threads(1)
     keep_memory()
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: go when the parent is killed
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -454,6 +454,29 @@ def test_what_a_kill_leaves_goes_at_the_next_start(long):
     assert os.listdir(long / "tmp") == ["wavinwav-of-mine"], "not what others put there"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there are no workers")
+def test_workers_go_when_only_their_parent_is_killed(long):
+    pid, _, _ = started(long)
+    workers, end = [], time.monotonic() + 60
+    while not workers and time.monotonic() < end:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            workers = file.read().split()
+    assert workers
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+    def runs(worker):
+        try:
+            with open(f"/proc/{worker}/stat") as file:
+                return file.read().rpartition(")")[2].split()[0] != "Z"
+        except FileNotFoundError:
+            return False
+
+    while any(map(runs, workers)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(map(runs, workers))
+
+
 def test_a_folder_in_use_is_left_alone(long):
     pid, streams, _ = started(long)
     inside, = os.listdir(long / "tmp")
