@@ -10,6 +10,12 @@ COVER and SECRET: WAV, FLAC, OGG, MP3 and what else libsndfile reads, one or two
 or of 24 where the cover has more than 16; `-` is the standard output. hide reads the file back and
 prints how close the stego is to the cover, and the revealed secret to the secret. Length does not
 matter: both work part by part, on all cores.
+
+A secret of two channels is mixed to one for a cover of one, with a note. Nothing ever clips: the
+loudest samples of a cover give way by as little as it takes. With a key, all that is hidden is
+enciphered (SHAKE-256, keyed by scrypt and a new nonce for each file); that there is something may
+be detected all the same. A keyed hash covers every sample, so reveal tells a stego that was changed
+or cut from one without a secret, or with another key; --force reveals what is left.
 """
 
 if __name__ == "__main__":

@@ -1,0 +1,54 @@
+"""Stegos that were made once and stay: this and every later version reveals them, or refuses them
+by the format's version.
+
+    PYTHONPATH=. python tests/test_golden.py    # makes them anew, after the format or a model has changed
+"""
+
+import os
+
+import numpy as np
+import pytest
+import soundfile
+
+import stego
+from container import OtherVersion
+from helpers import ROOT, voice
+
+FOLDER = os.path.join(ROOT, "tests", "golden")
+MODELS = {"wavinwav": 25, "lattice": 40, "robust": 5}  # and the secret's SNR in dB, at least
+
+
+def sounds():
+    """Cover and secret, of 8 kHz."""
+    return 0.5 * voice(1.5, 8000, 1), 0.5 * voice(1.2, 8000, 2)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_golden_stego(name, tmp_path):
+    model = stego.load_model(os.path.join(ROOT, f"{name}.pt"))
+    found = str(tmp_path / "found.wav")
+    try:
+        stego.reveal(os.path.join(FOLDER, f"{name}.flac"), found, model)
+    except stego.StegoError as error:
+        assert isinstance(error.__cause__, OtherVersion), error
+        return
+    secret, found = sounds()[1], soundfile.read(found)[0]
+    assert len(found) == len(secret)
+    noise = np.sum((secret - found) ** 2)
+    assert 10 * np.log10(np.sum(secret ** 2) / noise) > MODELS[name]
+
+
+def make():
+    os.makedirs(FOLDER, exist_ok=True)
+    paths = [os.path.join(FOLDER, f"{name}.wav") for name in ("cover", "secret")]
+    for path, x in zip(paths, sounds()):
+        soundfile.write(path, x, 8000)
+    for name in MODELS:
+        model = stego.load_model(os.path.join(ROOT, f"{name}.pt"))
+        print(name, stego.hide(*paths, os.path.join(FOLDER, f"{name}.flac"), model, overwrite=True))
+    for path in paths:
+        os.remove(path)
+
+
+if __name__ == "__main__":
+    make()

@@ -1,0 +1,35 @@
+"""What the README shows runs as it stands there."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+from helpers import ROOT
+
+with open(os.path.join(ROOT, "README.md")) as file:
+    README = file.read()
+
+
+def test_python_runs_with_two_files_copied(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert blocks
+    for name in ("wavinwav.py", "wavinwav.pt"):
+        shutil.copy(os.path.join(ROOT, name), tmp_path)
+    program = "".join(blocks) + "assert (secret_ - secret).norm() < 0.1 * secret.norm()"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True,
+                          text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+
+
+def test_files_that_are_named_exist():
+    names = re.findall(r"[\w./]+\.(?:py|pt|md|html|png|sh|txt)\b", README)
+    named = {name for name in names if "/" in name or name != name.upper()}
+    missing = [name for name in named if not os.path.exists(os.path.join(ROOT, name))]
+    assert not missing
+
+
+def test_every_script_is_in_the_list_of_files():
+    scripts = {name for name in os.listdir(ROOT) if name.endswith(".py") and name != "conftest.py"}
+    assert all(f"`{name}`" in README for name in scripts)
