@@ -1,7 +1,7 @@
 """Stegos that were made once and stay: this and every later version reveals them, or refuses them
 by the format's version.
 
-    PYTHONPATH=. python tests/test_golden.py    # makes them anew, after the format or a model has changed
+    PYTHONPATH=. python tests/test_golden.py    # makes them anew, for another format or model
 """
 
 import os
