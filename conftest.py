@@ -15,6 +15,10 @@ import pytest
 import torch
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: seconds each; -m 'not slow' leaves them out")
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Whatever ran before in this process."""

@@ -288,6 +288,7 @@ def test_one_line_for_every_fault(folder, tmp_path):
     assert not os.listdir(tmp_path), "nor anything that was temporary"
 
 
+@pytest.mark.slow
 def test_no_room_on_the_disk(folder):
     """For the decoded cover, or (when all but the last bytes fit) for the stego."""
     size = (folder / "cover.wav").stat().st_size
@@ -322,6 +323,7 @@ def test_force_reveals_what_is_left(folder):
     os.remove(folder / "forced.wav")
 
 
+@pytest.mark.slow
 def test_killed_while_writing(folder, tmp_path):
     """Stopped at any moment, the output is whole or not there, and nothing else is left."""
     x = voice(1, 16000, 5)
@@ -344,6 +346,7 @@ class Hang(BaseException):
     pass
 
 
+@pytest.mark.slow
 def test_fuzz(folder, tmp_path):
     """500 random mutations of stego files and of models: each works or is refused, in time."""
     def hang(*_):

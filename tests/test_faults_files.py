@@ -441,6 +441,7 @@ def test_signals_to_all_processes_leave_nothing(long, number):
     assert not os.listdir(long / "tmp")
 
 
+@pytest.mark.slow
 def test_what_a_kill_leaves_goes_at_the_next_start(long):
     pid, _, output = started(long)
     os.killpg(pid, signal.SIGKILL)
@@ -454,6 +455,7 @@ def test_what_a_kill_leaves_goes_at_the_next_start(long):
     assert os.listdir(long / "tmp") == ["wavinwav-of-mine"], "not what others put there"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there are no workers")
 def test_workers_go_when_only_their_parent_is_killed(long):
     pid, _, _ = started(long)

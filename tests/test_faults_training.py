@@ -104,6 +104,7 @@ def test_two_runs_do_not_share_a_folder(data, tmp_path):
     process.communicate()
 
 
+@pytest.mark.slow
 def test_what_a_kill_leaves_goes_at_the_next_start(data, tmp_path):
     train("--data_dir", data, *TINY, "--steps", 4, "--out_dir", tmp_path)
     content = checkpoint.read(tmp_path / "last.pt")
@@ -154,6 +155,7 @@ def test_a_checkpoint_that_lacks_something(data, tmp_path, lacking):
         main(["--data_dir", str(data), "--out_dir", str(tmp_path), "--resume"])
 
 
+@pytest.mark.slow
 def test_a_full_disk(data, tmp_path):
     """When last.pt is written for the second time, and what was there stays."""
     train("--data_dir", data, *TINY, "--steps", 2, "--out_dir", tmp_path / "a")

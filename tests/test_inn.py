@@ -83,6 +83,7 @@ def test_parts_are_what_they_are_alone(model, tmp_path, paths, channels, key, mo
     assert snr(signal(paths[1]), signal(paths[3])) > 30
 
 
+@pytest.mark.slow
 def test_ten_minutes_in_parts_of_their_usual_size(model, tmp_path):
     louder = np.linspace(0.3, 1, 160_000)
     paths = [str(tmp_path / name) for name in NAMES]

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import soundfile
 
 import baselines
@@ -16,6 +17,7 @@ def make(*words):
                           env=os.environ | {"PATH": path}, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_models_by_the_recipe(tmp_path):
     speech, models = tmp_path / "some speech", tmp_path / "models"
     speech.mkdir()

@@ -259,6 +259,7 @@ def test_wavlm_brings_its_distance_down(data, model, hub):
 EVERYTHING = ["--adversarial", "--disc_start", "3", *SHORT, "--noise", ",".join(noise.KINDS)]
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_with_everything_on(data, hub, tmp_path):
     flags = ["--data_dir", data, *TINY, *EVERYTHING, "--wavlm_weight", "1", "--wavlm_source", hub,
              "--steps", 10]
@@ -275,6 +276,7 @@ def test_killed_and_resumed_with_everything_on(data, hub, tmp_path):
     assert (cut / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [
     [*TINY, *EVERYTHING, "--disc_start", 1, "--steps", 2], [*TINY_PAPER, "--steps", 6],
     [*TINY_LATTICE, "--steps", 6]], ids=["lapped", "paper", "lattice"])
@@ -305,6 +307,7 @@ def test_two_processes_train_as_one(data, tmp_path, flags):
                 assert abs(x - y) < tolerance * (1 + abs(x)), (name, a, b)
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_goes_on(data, tmp_path):
     """Stopped between checkpoints while two processes train; one goes on, with the pairs that come
     next."""

@@ -253,6 +253,7 @@ def test_part_by_part_is_the_same_as_in_one(tmp_path, monkeypatch):
     assert rounding < 0.51 / sound.FULL_SCALE
 
 
+@pytest.mark.slow
 def test_ten_minutes_are_the_same_as_in_one(tmp_path):
     """In parts of their usual size, through the commands."""
     louder = np.linspace(0.3, 1, 160_000)

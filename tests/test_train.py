@@ -60,6 +60,7 @@ def train(*flags, expect=0):
     return done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", [TINY, TINY_PAPER, TINY_LATTICE],
                          ids=["lapped", "paper", "lattice"])
 def test_killed_and_resumed_ends_as_uninterrupted(data, tmp_path, preset):
