@@ -1,11 +1,11 @@
 """Train WavInWav on a folder of speech.
 
-    python train.py --data_dir DIR                                  # a laptop, about an hour
+    python train.py --data_dir DIR                                  # a laptop, 15 minutes
     python train.py --data_dir DIR --out_dir runs/lapped --resume   # go on with a stopped run
     python train.py --data_dir DIR --preset lattice                 # the lattice's coder, minutes
     python train.py --data_dir DIR --preset paper                   # the paper's network and losses
     python train.py --data_dir DIR --init_from MODEL --adversarial  # start from a model's weights
-    python train.py --data_dir DIR --robust_from MODEL --noise gaussian,resample:3/4  # robust stage
+    python train.py --data_dir DIR --preset paper --robust_from MODEL --noise gaussian,resample:3/4
     torchrun --nproc_per_node 8 train.py --data_dir DIR             # one process a GPU
 
 DIR is searched for all that soundfile reads (wav, flac, ogg, mp3, ...), at any rate and channel
