@@ -32,12 +32,13 @@ def replacing(path: str | os.PathLike, overwrite: bool = True) -> Iterator[str]:
     path = os.path.realpath(path)
     remove_stale(path)
     temporary = f"{path}.{os.getpid()}-{threading.get_ident()}.tmp"
+    umask = os.umask(0o077)  # which can only be read by setting it
+    os.umask(umask)
     try:
-        with open(temporary, "xb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            os.chmod(temporary, 0o600)
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         yield temporary
-        os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode) if os.path.exists(path) else mode)
+        mode = os.stat(path).st_mode if os.path.exists(path) else 0o666 & ~umask
+        os.chmod(temporary, stat.S_IMODE(mode))
         if overwrite:
             os.replace(temporary, path)
         else:
