@@ -31,7 +31,7 @@ from sound import FULL_SCALE, Sound, StegoError, energy, to_pcm
 from wavinwav import LappedINN, lapped
 
 PIECE = 1 << 18  # samples of each channel that the paper's network works on
-PART = 1 << 20  # frames at most that the INN works on
+PART = 1 << 20  # samples at most that the INN works on
 EXCERPT, EXCERPTS = 8192, 32  # frames, and how many of them tell the width of the INN's cells
 LOOKED_AT = 1 << 18  # frames in which cells are looked for, where the header is lost
 CODES = 1 << 12  # of cells' widths and gains, as `LappedINN.fit` gives them
@@ -85,6 +85,7 @@ class InnMethod(NetworkMethod):
         parts = self.parts(cover)
 
         def work(part):
+            keep_memory()
             index, start, stop = part
             x = self.read(cover, start, stop)
             y = self.read(secret, start, stop, x.shape[1]).expand_as(x)
@@ -163,6 +164,7 @@ class InnMethod(NetworkMethod):
     def reveal(self, header, cipher, stego):
         """The secret's samples, int16 [n, channels], piece by piece."""
         def work(part):
+            keep_memory()
             x = self.read(stego, *part[1:], part[2] - part[1])
             return self.revealed(header, cipher, part, x, stego.depth)
 
@@ -174,7 +176,8 @@ class InnMethod(NetworkMethod):
         """(index, first frame, last) of what is worked on at once: one part, or an even number of
         nearly one size, of whole frames of the transform but for the last."""
         frames, bands = frames or sound.frames, self.model.config.bands
-        count = 2 * math.ceil(frames / (2 * PART)) if frames > 0.4 * PART else 1
+        samples = frames * sound.channels
+        count = 2 * math.ceil(samples / (2 * PART)) if samples > 0.4 * PART else 1
         size = math.ceil(frames / count / bands) * bands
         starts = range(0, frames, size)
         return [(i, start, min(frames, start + size)) for i, start in enumerate(starts)]
@@ -347,7 +350,6 @@ def _set_up(work):
     global _work
     _work = work
     torch.set_num_threads(1)
-    keep_memory()
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: go when the parent is killed
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
