@@ -81,7 +81,6 @@ class InnMethod(NetworkMethod):
         snr = self.model.config.stego_snr if snr is None else snr
         code = self.fit(cover, secret, snr, cipher)
         header.setting = int(code)
-
         parts = self.parts(cover)
 
         def work(part):
@@ -198,7 +197,8 @@ def find_code(model, x):
     likely = together(torch.arange(CODES).float(), 12).topk(256).indices.float()
     best = likely[together(likely, 128).argmax()]  # few frames may fit cells of half the width
     wider = best + torch.tensor([0.0, 256, 512])
-    best = wider[together(wider, 256) > 0.7 * together(best[None], 256)][-1]  # as the whole may
+    scores = together(wider, 256)
+    best = wider[scores > 0.7 * scores[0]][-1]  # as the whole may
     for width in (2.0, 0.25):
         near = best + torch.linspace(-width, width, 65)
         best = near[together(near, 512, 3.5).argmax()]
