@@ -31,7 +31,7 @@ def replacing(path: str | os.PathLike, overwrite: bool = True) -> Iterator[str]:
     """
     path = os.path.realpath(path)
     remove_stale(path)
-    temporary = f"{path}.{os.getpid()}-{threading.get_ident()}.tmp"
+    temporary = temporary_name(path)
     umask = os.umask(0o077)  # which can only be read by setting it
     os.umask(umask)
     try:
@@ -46,6 +46,11 @@ def replacing(path: str | os.PathLike, overwrite: bool = True) -> Iterator[str]:
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
+
+
+def temporary_name(path: str | os.PathLike) -> str:
+    """Of this thread, for what will be at `path`; `remove_stale` knows it again."""
+    return f"{os.fspath(path)}.{os.getpid()}-{threading.get_ident()}.tmp"
 
 
 def _place(temporary: str, path: str):

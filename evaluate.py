@@ -45,7 +45,7 @@ from baselines import (
     opus,
     ours,
 )
-from checkpoint import replacing
+from checkpoint import replacing, temporary_name
 from data import SILENCE, find_audio, read_crop
 from lazy_torchaudio import TorchaudioError, resample
 from methods import in_order
@@ -199,7 +199,7 @@ def check_output(path: str, endings: tuple[str, ...] = ()):
                          f"{', '.join(endings[:-1])} or {endings[-1]}")
     if os.path.exists(path) and not os.path.isfile(path):
         raise StegoError(f"{path} cannot be written: it is no file; give another name")
-    temporary = f"{path}.{os.getpid()}.tmp"  # as `replacing` names it
+    temporary = temporary_name(path)
     try:
         with open(temporary, "xb"):
             pass
