@@ -32,7 +32,7 @@ from wavinwav import LappedINN, lapped
 
 PIECE = 1 << 18  # samples of each channel that the paper's network works on
 PART = 1 << 20  # samples at most that the INN works on
-EXCERPT, EXCERPTS = 8192, 32  # frames, and how many of them tell the width of the INN's cells
+EXCERPT, EXCERPTS = 8192, 16  # frames, and how many of them tell the width of the INN's cells
 LOOKED_AT = 1 << 18  # frames in which cells are looked for, where the header is lost
 CODES = 1 << 12  # of cells' widths and gains, as `LappedINN.fit` gives them
 
@@ -90,7 +90,7 @@ class InnMethod(NetworkMethod):
             y = self.read(secret, start, stop, x.shape[1]).expand_as(x)
             stego, _ = self.model.hide(
                 x, y, None, self.dither(cipher, index, *x.shape), cover.depth, code.expand(len(x)),
-                None if index else self.parity(header, cipher, *x.shape))
+                None if index else self.parity(header, cipher, *x.shape), need_r=False)
             lost = 0 if part == parts[-1] else self.lost(header, cipher, part, stego, cover.depth,
                                                          secret)
             stego = (stego * (1 << (cover.depth - 1))).round().T.flatten()

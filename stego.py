@@ -31,6 +31,7 @@ import os
 import sys
 import tempfile
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -146,12 +147,15 @@ def hide(cover_path, secret_path, stego_path, model, snr=None, shaping=None, mas
                     raise StegoError(f"{cover_path}: {error}; take a longer cover, or a lower --snr"
                                      ) from error
             written = decode(temporary, stego_path, folder, cover.depth)
+            with ThreadPoolExecutor(1) as pool:
+                intact = pool.submit(
+                    container.verify, written.read, written.samples, header, cipher)
+                secret_noise = method.measure(header, cipher, written, secret)
             try:
-                container.verify(written.read, written.samples, header, cipher)
+                intact.result()
             except Damaged as error:
                 raise StegoError(f"{stego_path} does not hold what was written to it; "
                                  "the disk may be full or damaged") from error
-            secret_noise = method.measure(header, cipher, written, secret)
             stego_snr = decibel(cover.energy, cover.distance(written))
             secret_snr = decibel(secret.energy, secret_noise)
         if snr is not None and stego_snr < snr - 1:

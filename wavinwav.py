@@ -40,8 +40,9 @@ class AffineCoupling(nn.Module):
         super().__init__()
         self.phi, self.rho, self.eta, self.clamp = phi, rho, eta, clamp
 
-    def scale(self, cover: Tensor) -> Tensor:
-        return torch.exp(self.clamp * (2 * torch.sigmoid(self.rho(cover).to(cover.dtype)) - 1))
+    def scale(self, cover: Tensor) -> Tensor | float:
+        rho = self.rho(cover).to(cover.dtype) if self.rho is not nothing else None
+        return 1.0 if rho is None else torch.exp(self.clamp * (2 * torch.sigmoid(rho) - 1))
 
     def forward(self, cover: Tensor, secret: Tensor) -> Pair:
         cover = cover + self.phi(secret)
@@ -159,8 +160,7 @@ class PaperINN(nn.Module):
 
 FULL_SCALE = 32768  # LSB of 16-bit PCM
 ORDER = 0, 2, 1, 3  # in which frames are hidden, by their number modulo 4; its own inverse
-NARROWEST = 8  # LSB, of a cell
-NOMINAL = 1500  # LSB, root mean square of a levelled secret
+NARROWEST, NOMINAL = 8, 1500  # LSB, of a cell; root mean square of a levelled secret
 TAPS, STRETCH = 16, 1024  # of the filter that shapes rounding; samples that it runs through
 
 
@@ -248,8 +248,8 @@ class LappedINN(nn.Module):
         cells = torch.maximum(cells, 2.5 * edge)
         return cells, cells.detach(), 0.5 * cells - edge, gain
 
-    def forward(self, cover: Tensor, secret: Tensor, code: Tensor, dither: Tensor | None = None
-                ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, cover: Tensor, secret: Tensor, code: Tensor, dither: Tensor | None = None,
+                need_r: bool = True) -> tuple[Tensor, Tensor | None, Tensor]:
         """cover, secret [B, T] -> stego [B, T]; r [B, 2, T], what changes the cover and what the
         limits cut off the secret; how much errors in each coefficient change the secret [B, M, F].
         A dither, from -1/2 to 1/2 as `split` arranges it, is a one-time pad modulo the cell."""
@@ -261,9 +261,9 @@ class LappedINN(nn.Module):
         for block in self.blocks:
             c, s = block(c, s)
         change = self.wave(s * unit + s.detach() * (cells - unit), cover)  # r alone moves cells
-        rest = secret - self.wave(kept * self.level / gain, cover)
         slope = self.join((slope * self.level / gain / room).detach(), cover)
-        return cover + change, torch.stack([change, rest], 1), slope
+        rest = secret - self.wave(kept * self.level / gain, cover) if need_r else None
+        return cover + change, torch.stack([change, rest], 1) if need_r else None, slope
 
     def inverse(self, stego: Tensor, r: Tensor | None, code: Tensor, dither: Tensor | None = None
                 ) -> Pair:
@@ -295,7 +295,7 @@ class LappedINN(nn.Module):
 
     @precise
     def fit(self, cover: Tensor, secret: Tensor, snr: float | Tensor, dither: Tensor | None = None,
-            rounds: int = 3) -> Tensor:
+            rounds: int = 2) -> Tensor:
         """The code of cells by which stegos of [B, T] come close to an SNR in dB, after so many
         corrections. Integers [B]: widths 1/16 octave apart, times 16, plus gains 3 dB apart."""
         rms, level = (FULL_SCALE * x.square().mean(1).sqrt() for x in (cover, secret))
@@ -305,7 +305,7 @@ class LappedINN(nn.Module):
             code = ((16 * (width / NARROWEST).log2()) - gain / 16).round().clamp(0, 255) * 16 + gain
             if not rounds:
                 return code
-            change = self(cover, secret, code, dither)[0] - cover
+            change = self(cover, secret, code, dither, need_r=False)[0] - cover
             ratio = cover.square().mean(1) / change.square().mean(1).clamp_min(1e-20)
             ratio = (10 ** (-snr / 10) * ratio).clamp(1e-6, 1e6).sqrt()
             width, rounds = NARROWEST * 2 ** (code / 256) * ratio, rounds - 1
@@ -313,11 +313,11 @@ class LappedINN(nn.Module):
     @precise
     def hide(self, cover: Tensor, secret: Tensor, snr: float | None = None,
              dither: Tensor | None = None, depth: int = 16, code: Tensor | None = None,
-             parity: Tensor | None = None) -> Pair:
+             parity: Tensor | None = None, need_r: bool = True) -> Pair:
         """cover, secret [T] or [B, T] in [-1, 1) -> stego, like them, of `depth` bits and never
-        clipped; r [4, T] or [B, 4, T]. At an SNR in dB, of the config if None; with a dither, see
-        `forward`. Raises ValueError. The lowest bit of every fourth of the first 48 samples tells
-        `reveal` the code, or what a parity [B, T] says, -1 for any, if it is given with a code."""
+        clipped; r [4, T] or [B, 4, T] if needed. At an SNR in dB or the config's; dither: `forward`.
+        The lowest bits of every fourth of the first 48 samples tell `reveal` the code, or are what
+        a parity [B, T] says, -1 for any, if it is given with a code. Raises ValueError."""
         x, y = _rows(self, cover=cover, secret=secret)
         step, snr = 2.0 ** (1 - depth), self.config.stego_snr if snr is None else snr
         code = self.fit(x, y, snr, dither) if code is None else code
@@ -327,12 +327,12 @@ class LappedINN(nn.Module):
         headroom = torch.zeros_like(x[:, :1])
         while headroom.max() < 0.5:
             limited = x.clamp(headroom - 1, 1 - step - headroom)
-            exact, r, slope = self(limited, y, code, dither)
+            exact, r, slope = self(limited, y, code, dither, need_r)
             stego = step * round_to_file(exact / step, slope, parity)
             over = torch.maximum(stego.amax(1) - 1 + step, -1 - stego.amin(1))[:, None]
             if over.max() <= 0:
-                r = torch.stack([*r.unbind(1), exact - stego, x - limited], 1)
-                return stego.view_as(cover), r.view(*cover.shape[:-1], 4, -1)
+                r = torch.stack([*r.unbind(1), exact - stego, x - limited], 1) if need_r else None
+                return stego.view_as(cover), r if r is None else r.view(*cover.shape[:-1], 4, -1)
             headroom = headroom + (over + step) * (over > 0)
         raise ValueError("there is no room within full scale; ask for a higher SNR")
 
@@ -362,28 +362,28 @@ def lapped(x: Tensor, bands: int) -> Tensor:
     if count := rest.shape[1]:
         last = functional.pad(lapped(rest, count), (0, 0, 0, bands - count))
         return torch.cat([lapped(whole, bands), last], 2)
-    hops = x.unflatten(1, (-1, bands))
-    return (torch.cat([hops, hops.roll(-1, 1)], 2) @ _basis(bands, x)).mT
+    hops, (first, second) = x.unflatten(1, (-1, bands)), _basis(bands, x)
+    return (hops @ first + hops.roll(-1, 1) @ second).mT
 
 
 def unlapped(x: Tensor, length: int = 0) -> Tensor:
     """Inverse of `lapped`. [B, M, F] -> [B, T], where T is M F if no length is given."""
     if rest := length % x.shape[1]:
         return torch.cat([unlapped(x[:, :, :-1]), unlapped(x[:, :rest, -1:])], 1)
-    first, second = (x.mT @ _basis(x.shape[1], x).T).chunk(2, 2)
-    return (first + second.roll(1, 1)).flatten(1)
+    first, second = _basis(x.shape[1], x)
+    return (x.mT @ first.T + x.mT.roll(1, 1) @ second.T).flatten(1)
 
 
-def _basis(bands: int, like: Tensor) -> Tensor:
-    """Cosines under a sine window [2 M, M]."""
+def _basis(bands: int, like: Tensor) -> Pair:
+    """Cosines under a sine window, for the two hops of a frame, [M, M] each."""
     n = torch.arange(2 * bands, dtype=torch.float64, device=like.device)[:, None] + 0.5
     waves = torch.cos(math.pi / bands * (n + bands / 2) * n[:bands, 0])
-    return (math.sqrt(2 / bands) * torch.sin(math.pi / 2 / bands * n) * waves).to(like)
+    return (math.sqrt(2 / bands) * torch.sin(math.pi / 2 / bands * n) * waves).to(like).chunk(2)
 
 
 def noise_weights(slope: Tensor) -> Tensor:
     """How much an error's power in each coefficient matters, from slopes [B, M, F]."""
-    power = functional.avg_pool2d(slope.square(), 3, 1, 1, count_include_pad=False)
+    power = sum(slope.square().roll(n, 2) for n in (-1, 0, 1))  # smooth in time
     return power / power.mean(1, keepdim=True) + 1e-3
 
 
@@ -402,17 +402,17 @@ def round_to_file(x: Tensor, slope: Tensor, parity: Tensor) -> Tensor:
         k = -(taps[:, :i] * lag[:, 1:i + 1].flip(1)).sum(1, keepdim=True) / error
         taps[:, 1:i + 1] += k * taps[:, :i].flip(1)
         error = error * (1 - k * k)
-    taps = taps[:, 1:].flip(1).unflatten(2, (-1, hops)).permute(3, 1, 0, 2).flatten(2)
+    taps = taps[:, 1:].flip(1).unflatten(2, (-1, hops)).permute(3, 1, 0, 2).flatten(2).contiguous()
     fill = weights.shape[2] * bands - x.shape[1]
     wanted, parity = (functional.pad(y, (0, fill), value=-1).view(-1, hops * bands).T.contiguous()
                       for y in (x, parity))  # samples of a stretch [N, S]
-    step, offset = 1 + (parity >= 0), parity.clamp_min(0)
     result, errors = torch.empty_like(wanted), x.new_zeros(TAPS + len(wanted), wanted.shape[1])
     for n, told in enumerate((parity >= 0).any(1).tolist()):
         target = wanted[n] + (taps[n // bands] * errors[n:n + TAPS]).sum(0)
         torch.round(target, out=result[n])
         if told:
-            result[n] = step[n] * ((target - offset[n]) / step[n]).round() + offset[n]
+            even = 2 * ((target - parity[n]) / 2).round() + parity[n]
+            result[n] = torch.where(parity[n] < 0, result[n], even)
         torch.sub(result[n], target, out=errors[n + TAPS])
     return result.T.reshape(len(x), -1)[:, :x.shape[1]]
 
@@ -443,8 +443,8 @@ def _rows(model: nn.Module, **waves: Tensor | None) -> list[Tensor | None]:
     """[T] or [B, T], all alike, as [B, T] of the model's type; z may be None. Raises ValueError."""
     shape = getattr(next(iter(waves.values())), "shape", ())
     for name, x in waves.items():
-        if not (isinstance(x, Tensor) and x.is_floating_point() and x.isfinite().all() and x.numel()
-                and x.dim() in (1, 2) and x.shape == shape or x is None and name == "z"):
+        if not (isinstance(x, Tensor) and x.is_floating_point() and x.dim() in (1, 2) and x.numel()
+                and x.shape == shape and (x - x).sum() == 0 or x is None and name == "z"):
             raise ValueError(f"{name} must be a finite float tensor [T] or [B, T], like the other")
     dtype = next(model.parameters()).dtype
     return [x if x is None else x.to(dtype).view(-1, shape[-1]) for x in waves.values()]
