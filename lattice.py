@@ -567,9 +567,10 @@ def _shaped(x: Tensor, other: Tensor) -> Tensor:
 
 
 def _check(name: str, x: Tensor):
-    shape = x.shape if isinstance(x, Tensor) and x.is_floating_point() else ()
+    floats = torch.float32, torch.float64  # in less than these, samples lose their lowest bits
+    shape = x.shape if isinstance(x, Tensor) and x.dtype in floats else ()
     if not shape or shape[:-1] not in ((), (2,)):
-        raise ValueError(f"{name} must be a floating-point tensor [T], or [2, T] of two channels")
+        raise ValueError(f"{name} must be a float32 tensor [T], or [2, T] of two channels")
     if not x.numel():
         raise ValueError(f"{name} must have at least one sample")
     if not x.isfinite().all():

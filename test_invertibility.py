@@ -1,5 +1,6 @@
 """Round trips of the invertible networks, most of them with every weight randomised."""
 
+import copy
 from dataclasses import asdict
 
 import pytest
@@ -183,11 +184,41 @@ def test_gradients_reach_every_parameter(config):
 def test_autocast_and_other_types(config):
     model, cover, secret = randomised(config), low_pass(2, 1000), low_pass(2, 1000, seed=1)
     plain, _ = model.hide(cover, secret)
-    assert plain.dtype == model.hide(cover.half(), secret.bfloat16())[0].dtype == torch.float32
+    assert plain.dtype == model.hide(cover.double(), secret)[0].dtype == torch.float32
+    for dtype in (torch.float16, torch.bfloat16):  # in which the lowest bits are lost
+        for samples in ((cover.to(dtype), secret), (cover, secret.to(dtype))):
+            with pytest.raises(ValueError, match="must be a finite float32 tensor"):
+                model.hide(*samples)
+        for act in (lambda other: other.hide(cover, secret), lambda other: other.reveal(plain)):
+            with pytest.raises(ValueError, match="the model float32"):
+                act(copy.deepcopy(model).to(dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         stego, r = model.hide(cover, secret)
         assert torch.equal(stego, plain)
         assert (model.reveal(stego, r)[1] - secret).abs().max() < 1e-4
+
+
+@for_each_config
+def test_another_default_type(config, tmp_path):
+    model, cover, secret = randomised(config), low_pass(2, 1000), low_pass(2, 1000, seed=1)
+    torch.save({"config": asdict(config), "state_dict": model.state_dict()}, tmp_path / "model.pt")
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = wavinwav.load(tmp_path / "model.pt")
+        stego, r = model.hide(cover, secret)
+        secret_ = model.reveal(stego, r)[1]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert stego.dtype == torch.float64
+    assert (secret_ - secret).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("numbers", [
+    {"snr": float("nan")}, {"snr": float("inf")}, {"snr": 1e9}, {"snr": -4000}, {"depth": 32},
+    {"depth": 0}, {"depth": 16.5}], ids=str)
+def test_numbers_out_of_range(numbers):
+    with pytest.raises(ValueError, match="snr must be from 0 to 120 dB, depth from 8 to 24"):
+        randomised(LAPPED).hide(low_pass(1000), low_pass(1000, seed=1), **numbers)
 
 
 @pytest.mark.parametrize("config, field, value", [

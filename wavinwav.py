@@ -305,20 +305,19 @@ class LappedINN(nn.Module):
             code = ((16 * (width / NARROWEST).log2()) - gain / 16).round().clamp(0, 255) * 16 + gain
             if not rounds:
                 return code
-            change = self(cover, secret, code, dither, need_r=False)[0] - cover
-            ratio = cover.square().mean(1) / change.square().mean(1).clamp_min(1e-20)
-            ratio = (10 ** (-snr / 10) * ratio).clamp(1e-6, 1e6).sqrt()
-            width, rounds = NARROWEST * 2 ** (code / 256) * ratio, rounds - 1
+            change = FULL_SCALE * (self(cover, secret, code, dither, need_r=False)[0] - cover)
+            ratio = rms * 10 ** (-snr / 20) / change.square().mean(1).sqrt().clamp_min(1e-6)
+            width, rounds = NARROWEST * 2 ** (code / 256) * ratio.clamp(1e-3, 1e3), rounds - 1
 
     @precise
     def hide(self, cover: Tensor, secret: Tensor, snr: float | None = None,
              dither: Tensor | None = None, depth: int = 16, code: Tensor | None = None,
              parity: Tensor | None = None, need_r: bool = True) -> Pair:
         """cover, secret [T] or [B, T] in [-1, 1) -> stego, like them, of `depth` bits and never
-        clipped; r [4, T] or [B, 4, T] if needed. At an SNR in dB or the config's; dither: `forward`.
-        The lowest bits of every fourth of the first 48 samples tell `reveal` the code, or are what
-        a parity [B, T] says, -1 for any, if it is given with a code. Raises ValueError."""
-        x, y = _rows(self, cover=cover, secret=secret)
+        clipped; r [4, T] or [B, 4, T] if needed. At an SNR in dB, the config's if None; with a
+        dither as in `forward`. Lowest bits of every fourth of the first 48 samples tell `reveal`
+        the code; or of all, what a parity [B, T] says, -1 for any, with a code. ValueError."""
+        x, y = _rows(self, snr, depth, cover=cover, secret=secret)
         step, snr = 2.0 ** (1 - depth), self.config.stego_snr if snr is None else snr
         code = self.fit(x, y, snr, dither) if code is None else code
         if parity is None:
@@ -340,7 +339,7 @@ class LappedINN(nn.Module):
     def reveal(self, stego: Tensor, z: Tensor | None = None, dither: Tensor | None = None,
                depth: int = 16, code: Tensor | None = None) -> Pair:
         """stego [T] or [B, T] -> cover, secret, exactly where z is r. Raises ValueError."""
-        x, = _rows(self, stego=stego)
+        x, = _rows(self, None, depth, stego=stego)
         if code is None:
             bits = (x[:, :48:4] * 2 ** (depth - 1)).round().long() & 1
             code = (bits << torch.arange(bits.shape[1], device=x.device)).sum(1).to(x)
@@ -403,9 +402,8 @@ def round_to_file(x: Tensor, slope: Tensor, parity: Tensor) -> Tensor:
         taps[:, 1:i + 1] += k * taps[:, :i].flip(1)
         error = error * (1 - k * k)
     taps = taps[:, 1:].flip(1).unflatten(2, (-1, hops)).permute(3, 1, 0, 2).flatten(2).contiguous()
-    fill = weights.shape[2] * bands - x.shape[1]
-    wanted, parity = (functional.pad(y, (0, fill), value=-1).view(-1, hops * bands).T.contiguous()
-                      for y in (x, parity))  # samples of a stretch [N, S]
+    wanted, parity = (functional.pad(y, (0, -y.shape[1] % (hops * bands)), value=-1)
+                      .view(-1, hops * bands).T.contiguous() for y in (x, parity))  # [N, S]
     result, errors = torch.empty_like(wanted), x.new_zeros(TAPS + len(wanted), wanted.shape[1])
     for n, told in enumerate((parity >= 0).any(1).tolist()):
         target = wanted[n] + (taps[n // bands] * errors[n:n + TAPS]).sum(0)
@@ -439,12 +437,14 @@ def load(path: str, device: str | torch.device = "cpu") -> PaperINN | LappedINN:
     return model.to(device).eval()
 
 
-def _rows(model: nn.Module, **waves: Tensor | None) -> list[Tensor | None]:
+def _rows(model: nn.Module, snr=None, depth=16, **waves: Tensor | None) -> list[Tensor | None]:
     """[T] or [B, T], all alike, as [B, T] of the model's type; z may be None. Raises ValueError."""
-    shape = getattr(next(iter(waves.values())), "shape", ())
+    dtype, shape = next(model.parameters()).dtype, getattr(next(iter(waves.values())), "shape", ())
+    floats = torch.float32, torch.float64
+    if not ((snr is None or 0 <= snr <= 120) and depth in range(8, 25) and dtype in floats):
+        raise ValueError("snr must be from 0 to 120 dB, depth from 8 to 24, the model float32")
     for name, x in waves.items():
-        if not (isinstance(x, Tensor) and x.is_floating_point() and x.dim() in (1, 2) and x.numel()
+        if not (isinstance(x, Tensor) and x.dtype in floats and len(shape) in (1, 2) and x.numel()
                 and x.shape == shape and (x - x).sum() == 0 or x is None and name == "z"):
-            raise ValueError(f"{name} must be a finite float tensor [T] or [B, T], like the other")
-    dtype = next(model.parameters()).dtype
+            raise ValueError(f"{name} must be a finite float32 tensor [T] or [B, T], like others")
     return [x if x is None else x.to(dtype).view(-1, shape[-1]) for x in waves.values()]
