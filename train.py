@@ -426,10 +426,8 @@ def main(argv=None):
         window[-2:] += torch.stack([norm.nan_to_num(0, 0, 0), torch.ones_like(norm)])
         done = step + 1
         bar.update()
-        if WORLD > 1:  # one process may have heard of it before another
-            heard = torch.tensor(max(signals, default=0))
-            sum_of_all(heard, distributed.ReduceOp.MAX)
-            signals = [heard.item()] if heard else []
+        # One process may hear of a signal before another, and that while it waits for the others.
+        signal = sum_of_all(torch.tensor(max(signals, default=0)), distributed.ReduceOp.MAX)
 
         if done % args.log_every == 0 or done == args.steps:
             means = (sum_of_all(window) / window[-1]).tolist()[:-1]
@@ -454,14 +452,14 @@ def main(argv=None):
                 now = means[1:1 + len(objective.scores)] or means[:1]
                 bar.set_postfix_str(f"{objective.shown(now)}, lr {rate:.1e}, "
                                     f"validation {objective.shown(validated)}")
-        if done % args.save_every == 0 or done == args.steps or signals:
+        if done % args.save_every == 0 or done == args.steps or signal:
             save(done)
-        if signals:
+        if signal:
             bar.close()
             if RANK == 0:
                 tell(f"stopped after step {done}: {last_path} is written, go on with --resume",
                      sys.stderr)
-            sys.exit(128 + signals[0])
+            sys.exit(128 + signal.item())
     bar.close()
     if best == -math.inf:
         stop(f"no validation gave a finite score, so there is no {best_path}: try a lower --lr")

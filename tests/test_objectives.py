@@ -307,6 +307,35 @@ def test_two_processes_train_as_one(data, tmp_path, flags):
                 assert abs(x - y) < tolerance * (1 + abs(x)), (name, a, b)
 
 
+SIGNALLED = """
+import os, runpy, signal, sys
+from torch import distributed
+all_reduce, asked = distributed.all_reduce, []
+
+def late(x, operation=distributed.ReduceOp.SUM, **more):
+    all_reduce(x, operation, **more)
+    if operation == distributed.ReduceOp.MAX:
+        asked.append(x)
+        if len(asked) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+distributed.all_reduce = late
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_that_comes_while_processes_ask_for_signals(data, tmp_path):
+    (tmp_path / "signalled.py").write_text(SIGNALLED)
+    words = torchrun(2, "--data_dir", data, *TINY, "--steps", 12, "--out_dir", tmp_path)
+    words.insert(words.index(os.path.join(ROOT, "train.py")), str(tmp_path / "signalled.py"))
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200)
+    assert done.returncode and "stopped after step 4" in done.stderr, done.stderr
+    assert checkpoint.read(tmp_path / "last.pt")["training"]["step"] == 4
+
+
 @pytest.mark.slow
 def test_another_number_of_processes_goes_on(data, tmp_path):
     """Stopped between checkpoints while two processes train; one goes on, with the pairs that come
