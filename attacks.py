@@ -22,10 +22,10 @@ import noise
 import sound
 import stego
 from baselines import Method
+from command import StegoError
 from lattice import Lattice
 from methods import in_order
 from scores import mean_interval, samples, signal, summary, write_pair
-from sound import StegoError
 
 
 def white_noise(snr):

@@ -24,10 +24,10 @@ from torch.nn import functional
 import sound
 import stego
 from cells import LatticeCoupling
+from command import StegoError
 from lattice import Lattice
 from lazy_torchaudio import resample
 from scores import samples
-from sound import StegoError
 from wavinwav import LappedINN, lapped, unlapped
 
 HERE = os.path.dirname(os.path.abspath(__file__))

@@ -18,6 +18,7 @@ import numpy as np
 
 import sound
 import stego
+from command import Parser, interrupt_on_signals, mistakes_in_one_line, say, settle_streams
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 RECORDINGS = (10, 1), (60, 2)  # minutes, channels
@@ -68,9 +69,9 @@ def measure_speed(model_path: str, recordings=RECORDINGS):
                 start = time.perf_counter()
                 peak = run(["-c", PEAK, *words])[0]
                 times = 60 * minutes / (time.perf_counter() - start)
-                print(f"{words[1]}: {times:.0f} times real time, {minutes} minutes of "
-                      f"{'stereo' if channels == 2 else 'mono'} at {rate} Hz; "
-                      f"the largest process had {peak:.0f} MiB")
+                say(f"{words[1]}: {times:.0f} times real time, {minutes} minutes of "
+                    f"{'stereo' if channels == 2 else 'mono'} at {rate} Hz; "
+                    f"the largest process had {peak:.0f} MiB")
 
 
 def write_recording(path: str, minutes: float, channels: int) -> int:
@@ -90,9 +91,9 @@ def measure_memory(seconds: float = 2.0):
         # glibc would keep large freed blocks in a heap that small ones fragment
         environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}
         before, peak = run(["-c", STEP, str(recompute), str(round(16000 * seconds))], environment)
-        print(f"{name:16s} peak {peak:6.0f} MiB, of which {before:.0f} MiB before the step")
+        say(f"{name:16s} peak {peak:6.0f} MiB, of which {before:.0f} MiB before the step")
         peaks.append(peak)
-    print(f"ratio {peaks[0] / peaks[1]:.1f}")
+    say(f"ratio {peaks[0] / peaks[1]:.1f}")
 
 
 def run(words: list[str], environment=None) -> list[float]:
@@ -103,7 +104,7 @@ def run(words: list[str], environment=None) -> list[float]:
 
 
 def main(argv=None):
-    parser = stego.Parser(
+    parser = Parser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--speed", action="store_true",
@@ -115,16 +116,17 @@ def main(argv=None):
                         help="the model to time (default: the wavinwav.pt beside this script)")
     args = parser.parse_args(argv)
     try:
-        if args.memory:
-            measure_memory()
-        else:
-            stego.load_model(args.model)  # a fault is told before the work
-            measure_speed(os.path.abspath(args.model))
-    except sound.StegoError as error:
-        sys.exit(f"error: {error}")
+        with mistakes_in_one_line():
+            if args.memory:
+                measure_memory()
+            else:
+                stego.load_model(args.model)  # a fault is told before the work
+                measure_speed(os.path.abspath(args.model))
     except subprocess.CalledProcessError:  # which has told why
         sys.exit(1)
 
 
 if __name__ == "__main__":
+    settle_streams()
+    interrupt_on_signals()
     main()

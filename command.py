@@ -5,11 +5,17 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
 import time
 
 ENDING = [getattr(signal, name) for name in (  # signals that end a process, and can be caught
     "SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM",
     "SIGPROF", "SIGXCPU", "SIGIO", "SIGPWR", "SIGSTKFLT") if hasattr(signal, name)]
+
+
+class StegoError(Exception):
+    """Bad input, told in one line that names the file and the remedy. Its cause, where there is
+    one, is what a library or the model raised, such as `container.NoSecret`."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,9 +53,32 @@ def tell(text, stream):
             discard_output()
 
 
+def say(text):
+    """Print a line on the standard output. Raises StegoError where it takes no more."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        discard_output()
+        raise StegoError(f"the standard output takes no more ({error.strerror})") from error
+
+
 def discard_output():
     """What is left for a standard output that takes no more is not tried again at the end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+@contextlib.contextmanager
+def mistakes_in_one_line(*more):
+    """Ends the process with one line for what a user can mend: StegoError, and `more`."""
+    try:
+        yield
+    except (StegoError, *more) as error:
+        sys.exit(f"error: {one_line(error)}")
+    except KeyboardInterrupt:
+        sys.exit("error: interrupted")
+    except OSError as error:  # of temporary files
+        place = one_line(error.filename or tempfile.gettempdir())
+        sys.exit(f"error: {place}: {error.strerror}; is there room, and the right to write?")
 
 
 def on_ending_signals(handler):

@@ -32,7 +32,6 @@ from torch import Tensor
 import lazy_torchaudio
 import pictures
 import sound
-import stego
 from attacks import ATTACKS, attack_pair, steganalysis
 from baselines import (
     HERE,
@@ -46,6 +45,15 @@ from baselines import (
     ours,
 )
 from checkpoint import replacing, temporary_name
+from command import (
+    Parser,
+    StegoError,
+    interrupt_on_signals,
+    mistakes_in_one_line,
+    say,
+    settle_streams,
+    tell,
+)
 from data import SILENCE, find_audio, read_crop
 from lazy_torchaudio import TorchaudioError, resample
 from methods import in_order
@@ -60,7 +68,6 @@ from scores import (
     summary,
     write_pair,
 )
-from sound import StegoError
 
 EXAMPLES = [os.path.join(HERE, "examples", f"{name}.wav") for name in ("cover", "secret")]
 
@@ -68,6 +75,8 @@ EXAMPLES = [os.path.join(HERE, "examples", f"{name}.wav") for name in ("cover", 
 def evaluate(args, folder: str):
     """All that the flags of `main` ask for, but the page; `folder` is for temporary files."""
     pairs, rate = open_pairs(args)
+    say(f"pairs: {len(pairs)}, at {rate} Hz, scored on 16-bit files; "
+        "mean ± half of the 95 % interval")
     models = load_models(args.model)
     methods = all_methods(models, args.snr)
     defaults = {label: ours(model, label) for label, model in models.items()}
@@ -101,21 +110,21 @@ def evaluate(args, folder: str):
                  for method, scores in zip(methods, zip(*rows))]
     summaries += [summary(f"bound, {snr:g} dB", "bound", bounds[snr]) for snr in args.snr]
     tables = {"methods": summaries}
-    print(f"pairs: {len(pairs)}, at {rate} Hz, scored on 16-bit files; "
-          "mean ± half of the 95 % interval")
     print_table(summaries, COLUMNS)
     if args.attacks:
         tables["attacks"] = [summary(label, label, scores)
                              for label, scores in zip(models, zip(*attacked))]
-        print("\nsecret SNR in dB after the stego is changed; "
-              "lost, where nothing can be revealed, counts as 0 dB")
+        tell("", sys.stdout)
+        tell("secret SNR in dB after the stego is changed; "
+             "lost, where nothing can be revealed, counts as 0 dB", sys.stdout)
         print_table(tables["attacks"], dict.fromkeys(ATTACKS, 1))
     if args.steganalysis:
         files = find_audio(args.steganalysis)
         train_pairs = list(draw_pairs(files, args.train_pairs, args.seed, rate))
         tables["steganalysis"] = steganalysis(methods, train_pairs, pairs, rate, args.seed, folder)
-        print("\na small CNN, trained for each method on other voices, "
-              "tells stego from cover by 1 s: 0.5 is guessing")
+        tell("", sys.stdout)
+        tell("a small CNN, trained for each method on other voices, "
+             "tells stego from cover by 1 s: 0.5 is guessing", sys.stdout)
         print_table(tables["steganalysis"], {"stego SNR": 1, "accuracy": 3, "AUC": 3})
     if args.curve:
         curve = [(snr, mean_interval([row["secret SNR"] for row in bounds[snr]])[0])
@@ -135,7 +144,7 @@ def make_page(args):
     perceptual = all(importlib.util.find_spec(name) for name in ("pesq", "pystoi"))
     size = write_page(args.page, *voices, rate, [*methods, lsb(6), opus(32)],
                       perceptual and not args.no_perceptual)
-    print(f"{os.path.join(args.page, 'index.html')}: {size / 1e6:.2f} MB in all")
+    say(f"{os.path.join(args.page, 'index.html')}: {size / 1e6:.2f} MB in all")
 
 
 # ---------------------------------------------------------------- pairs
@@ -244,7 +253,7 @@ def plain(x):
 
 def read_flags(argv=None) -> argparse.Namespace:
     """Ends the run with one line where flags do not fit together."""
-    parser = stego.Parser(
+    parser = Parser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flag = parser.add_argument
     flag("--data_dir", metavar="DIR", help="folder of speech to draw pairs from")
@@ -290,23 +299,20 @@ def read_flags(argv=None) -> argparse.Namespace:
         parser.error("--steganalysis needs --data_dir, and another folder than that")
     if min(args.pairs, args.train_pairs, args.rate) < 1:
         parser.error("--pairs, --train_pairs and --rate must be at least 1")
+    if not all(0 <= snr <= 120 for snr in args.snr) or not 0 <= args.seed < 1 << 32:
+        parser.error("--snr must be from 0 to 120, and --seed from 0 and below 2 ** 32")
     return args
 
 
 def main(argv=None):
     args = read_flags(argv)
-    try:
+    with mistakes_in_one_line(TorchaudioError):
         check_before_the_work(args)
         if args.page:
             make_page(args)
             return
         with tempfile.TemporaryDirectory() as folder:
             evaluate(args, folder)
-    except (StegoError, TorchaudioError) as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {error.filename or tempfile.gettempdir()}: {error.strerror}; "
-                 "is there room, and the right to write?")
 
 
 def check_before_the_work(args):
@@ -329,4 +335,6 @@ def check_before_the_work(args):
 
 
 if __name__ == "__main__":
+    settle_streams()
+    interrupt_on_signals()
     main()

@@ -25,9 +25,10 @@ from tqdm import tqdm
 import container
 import lattice
 from cells import LEAST_SAMPLES, MASKING, choose_widths, parts_of, segment_powers
+from command import StegoError
 from container import DENSE, SPARSE, Header
 from lattice import Lattice
-from sound import FULL_SCALE, Sound, StegoError, energy, to_pcm
+from sound import FULL_SCALE, Sound, energy, to_pcm
 from wavinwav import LappedINN, lapped
 
 PIECE = 1 << 18  # samples of each channel that the paper's network works on

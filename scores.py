@@ -24,8 +24,8 @@ from torch.nn import functional
 from tqdm import tqdm
 
 import sound
+from command import StegoError, tell
 from lazy_torchaudio import resample
-from sound import StegoError
 
 NAMES = "cover", "secret", "stego", "revealed"
 
@@ -152,15 +152,16 @@ def print_table(summaries: list[dict], columns: dict[str, int]):
     width = max(len(row["method"]) for row in summaries) + 1
     heads = [name.split(" ", 1) if " " in name else ("", name) for name in columns]
     for line in (0, 1):
-        print(" " * width + "".join(f"{head[line]:>12s}" for head in heads))
+        tell(" " * width + "".join(f"{head[line]:>12s}" for head in heads), sys.stdout)
     for row in summaries:
         if row["failed"] == row["pairs"]:
-            print(f"{row['method']:{width}s}  failed, see above")
+            tell(f"{row['method']:{width}s}  failed, see above", sys.stdout)
             continue
         cells = [cell(name, row["values"][name], digits) if name in row["values"] else ("-", "")
                  for name, digits in columns.items()]
-        print(f"{row['method']:{width}s}" + "".join(f"{text:>12s}" for text, _ in cells),
-              "; ".join(note for _, note in cells if note), sep="  ")
+        numbers = "".join(f"{text:>12s}" for text, _ in cells)
+        notes = "; ".join(note for _, note in cells if note)
+        tell(f"{row['method']:{width}s}{numbers}  {notes}", sys.stdout)
 
 
 def cell(name: str, values: list, digits: int) -> tuple[str, str]:

@@ -19,17 +19,12 @@ import torch
 
 import cut
 from checkpoint import replacing
-from command import one_line
+from command import StegoError, one_line
 from lazy_torchaudio import resample
 
 FULL_SCALE = 32768  # of 16-bit PCM: a file's sample n is n / FULL_SCALE in a model
 READ_AT_ONCE = 1 << 17  # samples
 FORMATS = {".wav": "WAV", ".flac": "FLAC"}  # that keep samples as they are, 16 or 24 bits of them
-
-
-class StegoError(Exception):
-    """Bad input, told in one line that names the file and the remedy. Its cause, where there is
-    one, is what a library or the model raised, such as `container.NoSecret`."""
 
 
 @dataclass

@@ -29,7 +29,6 @@ import getpass
 import math
 import os
 import sys
-import tempfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -40,13 +39,20 @@ import container
 import lattice
 import wavinwav
 from cells import MASKING
-from command import Parser, discard_output, interrupt_on_signals, one_line, settle_streams
+from command import (
+    Parser,
+    StegoError,
+    discard_output,
+    interrupt_on_signals,
+    mistakes_in_one_line,
+    one_line,
+    settle_streams,
+)
 from container import Cipher, Damaged, Header, NoSecret, OtherModel, OtherVersion
 from lattice import STEGO_SNR
 from lazy_torchaudio import TorchaudioError
 from methods import method_of
 from sound import (
-    StegoError,
     check_output,
     decibel,
     decode,
@@ -119,8 +125,10 @@ def hide(cover_path, secret_path, stego_path, model, snr=None, shaping=None, mas
     Raises:
         StegoError. Then nothing has been written.
     """
-    if snr is not None and not 0 <= snr <= 120:
-        raise StegoError(f"a stego SNR of {snr} dB makes no sense; give one from 0 to 120")
+    for name, value, most in (("stego SNR", snr, 120), ("shaping", shaping, 1),
+                              ("masking", masking, 1)):
+        if value is not None and not 0 <= value <= most:
+            raise StegoError(f"a {name} of {value} makes no sense; give one from 0 to {most}")
     if depth not in (None, 16, 24):
         raise StegoError(f"samples of {depth} bits cannot be written; give 16 or 24")
     if cover_path == secret_path == "-":
@@ -317,11 +325,8 @@ def main(argv=None):
         command.add_argument("--overwrite", action="store_true",
                              help="replace the output file if it exists")
     args = parser.parse_args(argv)
-    for name in ("shaping", "masking"):
-        if not 0 <= (getattr(args, name, None) or 0) <= 1:
-            parser.error(f"--{name} must be from 0 to 1")
     torch.set_num_threads(1)  # more would wait for each other on a busy machine; parts share it
-    try:
+    with mistakes_in_one_line():
         key = read_key(args)
         model = load_model(args.model)
         if args.command == "hide":
@@ -334,13 +339,6 @@ def main(argv=None):
         else:
             seconds = reveal(args.stego, args.output, model, key, args.force, args.overwrite)
             report(args.output, f"{seconds:.2f} s revealed")
-    except StegoError as error:
-        sys.exit(f"error: {one_line(error)}")
-    except KeyboardInterrupt:
-        sys.exit("error: interrupted")
-    except OSError as error:  # of temporary files
-        place = one_line(error.filename or tempfile.gettempdir())
-        sys.exit(f"error: {place}: {error.strerror}; is there room, and the right to write?")
 
 
 def report(output, text):

@@ -10,8 +10,7 @@ import sys
 import tempfile
 
 from checkpoint import is_running
-from command import discard_output
-from sound import StegoError
+from command import StegoError, discard_output
 
 
 @contextlib.contextmanager

@@ -4,6 +4,9 @@ import csv
 import json
 import math
 import os
+import shlex
+import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -14,7 +17,7 @@ import baselines
 import evaluate
 import pictures
 import scores
-from helpers import INN, pair_files, voice
+from helpers import INN, ROOT, pair_files, voice
 
 
 @pytest.fixture
@@ -148,6 +151,43 @@ def test_outputs_that_can_be_leave_no_trace_before_the_work(tmp_path):
     assert os.listdir(tmp_path) == ["t.csv"] and (tmp_path / "t.csv").read_text() == "as it was"
 
 
+def command(paths, *more):
+    words = ["--cover", paths["cover"], "--secret", paths["secret"], "--model", INN,
+             "--no_perceptual", *more]
+    return [sys.executable, os.path.join(ROOT, "evaluate.py"), *map(str, words)]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full device")
+def test_a_full_output_is_told_before_the_work(tmp_path, paths):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command(paths, "--csv", tmp_path / "t.csv"), stdout=full,
+                              stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and not os.path.exists(tmp_path / "t.csv")
+    assert done.stderr == "error: the standard output takes no more (No space left on device)\n"
+
+
+@pytest.mark.parametrize("closed", ["| head -1", ">&-", "2>&-"])
+def test_numbers_are_written_though_nobody_reads_the_table(tmp_path, paths, closed):
+    words = shlex.join(command(paths, "--csv", "t.csv"))
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", f"{words} {closed}"], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    with open(tmp_path / "t.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) > 20
+
+
+def test_a_signal_ends_it_in_one_line(tmp_path, paths):
+    (tmp_path / "tmp").mkdir()
+    environment = os.environ | {"TMPDIR": str(tmp_path / "tmp")}
+    process = subprocess.Popen(command(paths, "--attacks"), stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout.readline().startswith("pairs: 1")  # then it is at work
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate()
+    assert (process.returncode, err) == (1, "error: interrupted\n")
+    assert not os.listdir(tmp_path / "tmp")
+
+
 @pytest.mark.parametrize("words", [
     [],
     ["--cover", "a.wav"],
@@ -157,7 +197,11 @@ def test_outputs_that_can_be_leave_no_trace_before_the_work(tmp_path):
     ["--data_dir", "x", "--cover", "a", "--secret", "b"],
     ["--data_dir", "x", "--steganalysis", "x"],
     ["--data_dir", "x", "--pairs", "0"],
-    ["--data_dir", "x", "--rate", "high"]])
+    ["--data_dir", "x", "--rate", "high"],
+    ["--data_dir", "x", "--snr", "52", "nan"],
+    ["--data_dir", "x", "--snr", "-1"],
+    ["--data_dir", "x", "--seed", "-1"],
+    ["--data_dir", "x", "--seed", str(1 << 32)]])
 def test_flags_that_do_not_go_together(words, capsys):
     with pytest.raises(SystemExit) as caught:
         run(*words)
