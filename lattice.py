@@ -310,7 +310,8 @@ class Lattice(nn.Module):
             else:
                 step = min(COARSEST_STEP, step + 1 + round(80 * bits))
         if not best:
-            raise ValueError("the cover is too short for this secret")
+            raise ValueError("the cover is too short for this secret; take a longer one, or a "
+                             "lower SNR")
         return best
 
     def find_step(self, coefficients: Tensor, budget: float, shaping: int) -> int:

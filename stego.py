@@ -152,8 +152,7 @@ def hide(cover_path, secret_path, stego_path, model, snr=None, shaping=None, mas
                     for samples in container.sealed(pieces, header, cipher):
                         put(samples)
                 except ValueError as error:
-                    raise StegoError(f"{cover_path}: {error}; take a longer cover, or a lower --snr"
-                                     ) from error
+                    raise StegoError(f"{cover_path}: {error}") from error
             written = decode(temporary, stego_path, folder, cover.depth)
             with ThreadPoolExecutor(1) as pool:
                 intact = pool.submit(
