@@ -40,13 +40,14 @@ from cells import (
     word_starts,
     write_words,
 )
-from coder import CLASSES, SYMBOLS, TABLES, Coder
+from coder import CLASSES, PRECISION, SYMBOLS, TABLES, Coder
 from container import DENSE, Cipher, Damaged, Header
 from quantiser import BATCH, Quantised, Quantiser
 from wavinwav import lapped, unlapped
 
 STEGO_SNR = 52.0  # dB, unless another is asked for
 BLOCK_FRAMES = 256  # about, in a block, which is decoded without the others
+MOST_BANDS = 8192  # of the lapped transform
 RESIDUAL = 14  # the class of what rounding a lossless block's samples leaves
 
 # How `fit` searches; found by trial on speech.
@@ -70,11 +71,13 @@ class LatticeConfig:
     growth: int = 16  # hidden units of each of the three networks that predict scales
 
     def __post_init__(self):
-        for name, divisor in (("sample_rate", 1), ("bands", 128), ("growth", 1)):
+        for name, divisor, most in (("sample_rate", 1, 1_000_000), ("bands", 128, MOST_BANDS),
+                                    ("growth", 1, 1000)):
             value = getattr(self, name)
-            if type(value) is not int or value < 1 or value % divisor:
-                rule = "a positive multiple of 128" if divisor > 1 else "at least 1"
-                raise ValueError(f"LatticeConfig.{name} must be {rule}, not {value!r}")
+            if type(value) is not int or not divisor <= value <= most or value % divisor:
+                rule = "a multiple of 128 and" if divisor > 1 else "a whole number"
+                raise ValueError(f"LatticeConfig.{name} must be {rule} from {divisor} to {most}, "
+                                 f"not {value!r}")
         if self.preset != "lattice":
             raise ValueError(f"LatticeConfig.preset must be 'lattice', not {self.preset!r}")
 
@@ -201,7 +204,7 @@ class Lattice(nn.Module):
         """Of a stego of `samples` in all channels together, with a secret [channels, length]."""
         config = self.config
         bands = config.bands * (sample_rate or config.sample_rate) / config.sample_rate
-        bands = 128 * max(1, round(bands / 128))
+        bands = min(MOST_BANDS, 128 * max(1, round(bands / 128)))
         return Header(samples, length, self.fingerprint(), bands, channels, DENSE)
 
     @torch.inference_mode()
@@ -212,7 +215,7 @@ class Lattice(nn.Module):
         integers of `depth` bits [n], in cells of the widths that `choose_widths` gave for all
         segments.
 
-        Returns the stego, like cover; and what `reveal_part` will give, to float32 if not `exact`,
+        Returns the stego, like cover; and what `reveal_part` will give, or almost, if not `exact`,
         which is faster. Raises ValueError if there is no room.
         """
         if not len(secret):
@@ -225,6 +228,7 @@ class Lattice(nn.Module):
         stego = write_words(words, cover, widths, cipher, part.index, depth)
         if mode.lossless:
             return stego, secret.double()
+        exact = exact or mode.step < 64  # where few samples are wrong, each counts
         decoded = self.synthesise(self.quantiser.dequantise(*quantised), exact)
         decoded = rotate(decoded) if mode.rotated else decoded
         return stego, decoded.view(secret.shape[1], -1)[:, :len(secret)].T
@@ -238,7 +242,7 @@ class Lattice(nn.Module):
         bands, length = header.setting, part.secret.stop - part.secret.start
         if not length:
             return torch.zeros(0, header.channels, dtype=torch.float64), 0, 0
-        if not 0 < bands <= 8192 or bands % 128:  # a checksum does not help against who makes it
+        if not 0 < bands <= MOST_BANDS or bands % 128:  # though its checksum is right
             raise Damaged("its header is not of a lattice")
         words, starts = read_words(stego, cipher, part.index)
         blocks = header.channels * self.shape_of(length, bands)[1]
@@ -253,6 +257,16 @@ class Lattice(nn.Module):
         except IndexError as error:  # nor do those of blocks
             raise Damaged("its words end before the secret does") from error
         return secret, blocks, streams.count(None)
+
+    def check(self):
+        """Raises ValueError for weights with which nothing could be coded."""
+        frequency, level = self.coder.frequency, self.quantiser.level
+        tables = (frequency >= 0).all() and (frequency[:, -1] > 0).all() and (
+            frequency.sum(1) == 1 << PRECISION).all()
+        if not (tables and (level >= 0).all() and (level <= 255).all()
+                and (self.quantiser.shrink.abs() <= 1).all()
+                and all(x.isfinite().all() for x in self.parameters())):
+            raise ValueError("a weight is out of its range")
 
     def fingerprint(self) -> int:
         """A checksum of all that decoding depends on."""
@@ -460,7 +474,8 @@ def load(path: str | os.PathLike) -> Lattice:
     try:
         model = Lattice(LatticeConfig(**content["config"]))
         model.load_state_dict(content["state_dict"])
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        model.check()
+    except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} holds a model that does not fit its own description") from error
     return model.eval()
 

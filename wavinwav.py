@@ -7,12 +7,11 @@ An invertible neural network (INN) runs forward to hide and backward to reveal:
 
 After "WavInWav: Time-domain Speech Hiding via Invertible Neural Network" (arXiv 2510.02915).
 To be copied into other projects: it imports torch and the standard library only.
+Shapes: B batch, T samples, M bands of the lapped transform, F frames, P phases of frames.
 
     model = wavinwav.load("wavinwav.pt")
     stego, r = model.hide(cover, secret)      # float tensors [T] or [B, T] in [-1, 1)
     cover_, secret_ = model.reveal(stego)
-
-Shapes: B batch, T samples, M bands of the lapped transform, F frames, P phases of frames.
 """
 
 import copy
@@ -61,10 +60,11 @@ class Config:
     def __post_init__(self):
         for field in fields(self):
             value, low = getattr(self, field.name), 1 if field.type is int else 0
+            high = 1_000_000 if field.name == "sample_rate" else 1000
             types = (int, float) if field.type is float else (field.type,)
-            if type(value) not in types or field.type is not str and not low <= value <= 1e6:
+            if type(value) not in types or field.type is not str and not low <= value <= high:
                 raise ValueError(f"Config.{field.name} must be of type {field.type.__name__} and "
-                                 f"from {low} to 1e6, not {value!r}")
+                                 f"from {low} to {high}, not {value!r}")
 
 
 @dataclass
@@ -427,13 +427,13 @@ def load(path: str, device: str | torch.device = "cpu") -> PaperINN | LappedINN:
     with open(path, "rb") as file:
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
-            model = build(content["config"])
-            model.load_state_dict(content["state_dict"])
+            with torch.device("meta"):  # which has no room to run out of
+                model = build(content["config"])
+            model.to_empty(device="cpu").load_state_dict(content["state_dict"])
             if not all(x.isfinite().all() for x in model.state_dict().values()):
                 raise ValueError("a weight is not finite")
         except Exception as error:  # a damaged file raises one of half a dozen types
-            raise ValueError(f"{path} is no whole INN of this version (or for lattice.load)"
-                             ) from error
+            raise ValueError(f"{path} is no INN of this version (or for lattice.load)") from error
     return model.to(device).eval()
 
 
