@@ -1,5 +1,6 @@
 """Faults of a class each: keys, cut inputs, outputs, streams, names, headers that lie, signals."""
 
+import math
 import os
 import signal
 import stat
@@ -13,6 +14,7 @@ import pytest
 import soundfile
 import torch
 
+import checkpoint
 import container
 import lattice
 import sound
@@ -21,6 +23,7 @@ from cells import choose_widths, parts_of, segment_powers, word_starts, write_wo
 from container import DENSE, Cipher, Header
 from helpers import INN, LATTICE, ROOT, finish, launch, run_stego, voice
 from lattice import Mode
+from wavinwav import Config, build
 
 HIDE = "hide", "cover.wav", "secret.wav", "-o", "out.wav"
 TOLD = r"out.wav: stego SNR \S+ dB, secret SNR \S+ dB\n"
@@ -407,6 +410,52 @@ def test_crafted_wav_headers(folder, place, number):
         code, _, err = run(folder, "hide", *pair, "-o", "out.wav", "--overwrite")
         assert code in (0, 1) and len(err.splitlines()) <= 1, err
         assert code == 0 or err.startswith("error: ")
+
+
+# ---------------------------------------------------------------- models that lie
+
+def crafted(path, model, config=None, **tensors):
+    """A copy of a model with other fields, and tensors whose first number is another one."""
+    content = torch.load(model, weights_only=True)
+    content["config"] |= config or {}
+    for name, value in tensors.items():
+        name = name.replace("__", ".")
+        assert name in content["state_dict"]
+        if isinstance(value, torch.Tensor):
+            content["state_dict"][name] = value
+        else:
+            content["state_dict"][name].flatten()[0] = value
+    torch.save(content, path)
+
+
+SCALE = "scales__0__rho__first__weight"
+FREQUENCY, LEVEL, SHRINK = "coder__frequency", "quantiser__level", "quantiser__shrink"
+
+
+@pytest.mark.parametrize("model, config, tensors", [
+    (INN, {"bands": 10 ** 9}, {}), (INN, {"bands": 10 ** 5}, {}), (INN, {"growth": 10 ** 9}, {}),
+    (INN, {"growth": 900}, {}), (INN, {"clamp": math.nan}, {}), (INN, {"margin": -1.0}, {}),
+    (INN, {"stego_snr": "48"}, {}), (INN, {"bands": True}, {}), (INN, {"preset": "paper"}, {}),
+    (INN, {}, {SCALE: math.nan}), (INN, {}, {SCALE: math.inf}), (INN, {}, {"log_cells": math.nan}),
+    (INN, {}, {"level": torch.zeros(1).expand(10 ** 6, 10 ** 6)}),
+    (INN, {}, {"level": torch.ones(64, dtype=torch.complex64) * math.nan}),
+    (LATTICE, {"bands": 10 ** 9}, {}), (LATTICE, {"bands": 0}, {}), (LATTICE, {"growth": 0}, {}),
+    (LATTICE, {"growth": 10 ** 9}, {}), (LATTICE, {"sample_rate": 0}, {}),
+    (LATTICE, {}, {FREQUENCY: 0}), (LATTICE, {}, {FREQUENCY: 1 << 14}),
+    (LATTICE, {}, {FREQUENCY: -5}), (LATTICE, {}, {FREQUENCY: torch.zeros(32, 128)}),
+    (LATTICE, {}, {LEVEL: -1}), (LATTICE, {}, {LEVEL: 256}), (LATTICE, {}, {SHRINK: math.nan}),
+    (LATTICE, {}, {SHRINK: 3.0}), (LATTICE, {}, {"quantiser__scales__0__out": math.nan}),
+    (LATTICE, {}, {"quantiser__scales__0__out": 1e38})], ids=str)
+def test_crafted_models(folder, model, config, tensors):
+    crafted(folder / "crafted.pt", model, config, **tensors)
+    refused(folder, (*HIDE, "--model", "crafted.pt"), "; give another one with --model")
+
+
+def test_a_million_blocks(folder):
+    model = build(Config.paper(blocks=1, growth=2))
+    checkpoint.save(model, folder / "paper.pt")
+    crafted(folder / "crafted.pt", folder / "paper.pt", {"blocks": 10 ** 6})
+    refused(folder, (*HIDE, "--model", "crafted.pt"), "crafted.pt is no INN of this version")
 
 
 # ---------------------------------------------------------------- signals
