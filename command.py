@@ -76,6 +76,10 @@ def mistakes_in_one_line(*more):
         sys.exit(f"error: {one_line(error)}")
     except KeyboardInterrupt:
         sys.exit("error: interrupted")
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):  # torch's word
+            raise
+        sys.exit("error: there is not enough memory; raise the limit, or end what else runs")
     except OSError as error:  # of temporary files
         place = one_line(error.filename or tempfile.gettempdir())
         sys.exit(f"error: {place}: {error.strerror}; is there room, and the right to write?")

@@ -166,7 +166,9 @@ class InnMethod(NetworkMethod):
         def work(part):
             keep_memory()
             x = self.read(stego, *part[1:], part[2] - part[1])
-            return self.revealed(header, cipher, part, x, stego.depth)
+            pcm = self.revealed(header, cipher, part, x, stego.depth)
+            pcm[max(0, stego.frames - part[1]):] = 0  # where it was cut off
+            return pcm
 
         frames = header.samples // stego.channels
         parts = [part for part in self.parts(stego, frames) if part[1] < header.length]
@@ -320,8 +322,12 @@ class PaperMethod(NetworkMethod):
 
     def reveal(self, header, cipher, stego):
         """The secret's samples, int16 [n, channels], piece by piece."""
+        frames = header.samples // stego.channels
+
         def work(start):
-            y = self.model.reveal(self.read(stego, start, start + PIECE))[1]
+            x = self.read(stego, start, start + PIECE, min(PIECE, frames - start))
+            y = self.model.reveal(x)[1]
+            y[:, max(0, stego.frames - start):] = 0  # where it was cut off
             y = container.unscramble(y, segments_key(cipher), stego.rate) if cipher.keyed else y
             y = y.mean(0, keepdim=True) if header.channels == 1 else y
             return to_pcm(y[:, :header.length - start].T)
@@ -370,6 +376,9 @@ def _submit(pool, task):
                 for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         return pool.submit(_do, task)
+    except OSError as error:
+        raise StegoError(f"no process can be started ({error.strerror}); raise the limit, or end "
+                         "what else runs") from error
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -397,6 +406,8 @@ def in_order(work, tasks, unit=None):
     the next is added when a result has been taken. A bar of tasks, if their unit has a name.
     Threads would wait for Python's lock."""
     workers = min(len(tasks), os.cpu_count() or 1) if sys.platform == "linux" else 1
+    if multiprocessing.current_process().daemon:  # as of a multiprocessing.Pool, has no children
+        workers = 1
     results = _in_processes(work, tasks, workers) if workers > 1 else map(work, tasks)
     disable = None if unit else True  # None: shown on a terminal only
     yield from tqdm(results, total=len(tasks), unit=unit or "", leave=False, disable=disable)

@@ -227,8 +227,11 @@ def read_header(method, stego, key, force):
     frames, rest = divmod(header.samples, stego.channels)  # anyone may write a header without a key
     if rest or header.length > frames or header.channels > stego.channels:
         raise Damaged("its header does not fit it")
-    if header.samples > MOST_LOST * stego.samples:
-        raise Damaged(f"it was cut: {stego.samples} of {header.samples} samples are left")
+    if header.samples > stego.samples:
+        left = f"it was cut: {stego.samples} of {header.samples} samples are left"
+        if header.samples > MOST_LOST * stego.samples:
+            raise Damaged(left)
+        note(f"{stego.name}: {left}, and the rest of the secret is silent")
     return header, cipher
 
 

@@ -158,9 +158,8 @@ class PaperINN(nn.Module):
         return cover.view_as(stego), secret.view_as(stego)
 
 
-FULL_SCALE = 32768  # LSB of 16-bit PCM
 ORDER = 0, 2, 1, 3  # in which frames are hidden, by their number modulo 4; its own inverse
-NARROWEST, NOMINAL = 8, 1500  # LSB, of a cell; root mean square of a levelled secret
+FULL_SCALE, NARROWEST, NOMINAL = 32768, 8, 1500  # LSB: of 16 bits; a cell; a levelled secret
 TAPS, STRETCH = 16, 1024  # of the filter that shapes rounding; samples that it runs through
 
 
@@ -427,9 +426,10 @@ def load(path: str, device: str | torch.device = "cpu") -> PaperINN | LappedINN:
     with open(path, "rb") as file:
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
-            with torch.device("meta"):  # which has no room to run out of
-                model = build(content["config"])
-            model.to_empty(device="cpu").load_state_dict(content["state_dict"])
+            config, state = content["config"], content["state_dict"]
+            least = config.get("blocks", 0) * config.get("kernel", 0) * config["growth"] ** 2
+            model = build(config if least <= sum(x.numel() for x in state.values()) else {})
+            model.load_state_dict(state)
             if not all(x.isfinite().all() for x in model.state_dict().values()):
                 raise ValueError("a weight is not finite")
         except Exception as error:  # a damaged file raises one of half a dozen types

@@ -1,6 +1,8 @@
 """Faults of a class each: keys, cut inputs, outputs, streams, names, headers that lie, signals."""
 
+import errno
 import math
+import multiprocessing
 import os
 import signal
 import stat
@@ -20,6 +22,7 @@ import lattice
 import sound
 import stego
 from cells import choose_widths, parts_of, segment_powers, word_starts, write_words
+from command import StegoError
 from container import DENSE, Cipher, Header
 from helpers import INN, LATTICE, ROOT, finish, launch, run_stego, voice
 from lattice import Mode
@@ -35,6 +38,13 @@ def folder(tmp_path):
     soundfile.write(tmp_path / "secret.wav", voice(0.5, 16000, 2), 16000)
     (tmp_path / "tmp").mkdir()
     return tmp_path
+
+
+@pytest.fixture
+def long(folder):
+    for name in ("cover", "secret"):
+        soundfile.write(folder / f"{name}.wav", np.tile(voice(1, 16000, 5), 600), 16000)
+    return folder
 
 
 def run(folder, *words, **more):
@@ -412,6 +422,81 @@ def test_crafted_wav_headers(folder, place, number):
         assert code == 0 or err.startswith("error: ")
 
 
+# ---------------------------------------------------------------- what is left of a cut stego
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory):
+    torch.manual_seed(0)
+    path = str(tmp_path_factory.mktemp("paper") / "paper.pt")
+    checkpoint.save(build(Config.paper(blocks=1, growth=2)), path)
+    return path
+
+
+@pytest.mark.parametrize("keyed", [(), ("--key-file", "key")], ids=["plain", "keyed"])
+@pytest.mark.parametrize("name", ["INN", "paper"])
+def test_force_is_silent_after_a_cut(folder, name, keyed, paper):
+    """In as many pieces as there may be, and as long as the whole secret was."""
+    (folder / "key").write_text("open sesame")
+    x = np.tile(voice(1, 16000, 5), 35)
+    for file in ("cover", "secret"):
+        soundfile.write(folder / f"{file}.wav", 0.3 * x, 16000)
+    common = ["--model", INN if name == "INN" else paper, *keyed]
+    assert run(folder, *HIDE, *common)[0] == 0
+    soundfile.write(folder / "cut.wav", soundfile.read(folder / "out.wav", 100_000)[0], 16000)
+    refused(folder, ("reveal", "cut.wav", "-o", "found.wav", *common), "100000 of 560000")
+    code, out, err = run(folder, "reveal", "cut.wav", "-o", "found.wav", "--force", *common)
+    assert code == 0 and out == "found.wav: 35.00 s revealed\n"
+    assert err == ("note: cut.wav: it was cut: 100000 of 560000 samples are left, and the rest of "
+                   "the secret is silent\n")
+    found = soundfile.read(folder / "found.wav")[0]
+    assert len(found) == 560_000 and found[:90_000].any()
+    if name == "INN" or not keyed:  # with a key, the paper's network permutes segments
+        assert not found[100_000:].any()
+
+
+# ---------------------------------------------------------------- limits of the machine
+
+def _hide(folder):
+    return stego.hide(*(str(folder / f"{name}.wav") for name in ("cover", "secret", "out")),
+                      stego.load_model(INN))
+
+
+def test_a_process_that_may_have_no_children(long):
+    with multiprocessing.get_context("fork").Pool(1) as pool:  # whose processes are daemons
+        assert min(pool.apply_async(_hide, (long,)).get(60)) > 20
+
+
+def test_no_process_can_be_started(long, monkeypatch):
+    def fork():
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", fork)
+    with pytest.raises(StegoError, match="no process can be started .Resource temporarily"):
+        _hide(long)
+    assert sorted(os.listdir(long)) == ["cover.wav", "secret.wav", "tmp"]
+
+
+SHORT_OF_MEMORY = """
+import os, resource, runpy, sys
+sys.path.insert(0, os.path.dirname(sys.argv[1]))
+import stego
+with open("/proc/self/statm") as file:
+    total = int(file.read().split()[0]) * resource.getpagesize() + (50 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (total, total))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells how much memory there is")
+def test_too_little_memory(long):
+    words = [sys.executable, "-c", SHORT_OF_MEMORY, os.path.join(ROOT, "stego.py"), *HIDE]
+    done = subprocess.run(words, cwd=long, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == (
+        "error: there is not enough memory; raise the limit, or end what else runs\n")
+    assert sorted(os.listdir(long)) == ["cover.wav", "secret.wav", "tmp"]
+
+
 # ---------------------------------------------------------------- models that lie
 
 def crafted(path, model, config=None, **tensors):
@@ -451,21 +536,12 @@ def test_crafted_models(folder, model, config, tensors):
     refused(folder, (*HIDE, "--model", "crafted.pt"), "; give another one with --model")
 
 
-def test_a_million_blocks(folder):
-    model = build(Config.paper(blocks=1, growth=2))
-    checkpoint.save(model, folder / "paper.pt")
-    crafted(folder / "crafted.pt", folder / "paper.pt", {"blocks": 10 ** 6})
+def test_a_million_blocks(folder, paper):
+    crafted(folder / "crafted.pt", paper, {"blocks": 10 ** 6})
     refused(folder, (*HIDE, "--model", "crafted.pt"), "crafted.pt is no INN of this version")
 
 
 # ---------------------------------------------------------------- signals
-
-@pytest.fixture
-def long(folder):
-    for name in ("cover", "secret"):
-        soundfile.write(folder / f"{name}.wav", np.tile(voice(1, 16000, 5), 600), 16000)
-    return folder
-
 
 def started(folder):
     """A hide that is at work on its output."""
