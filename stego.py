@@ -208,6 +208,9 @@ def reveal(stego_path, secret_path, model, key=None, force=False, overwrite=Fals
                       OtherModel: "give it with --model",
                       OtherVersion: "reveal it with that version", Damaged: left}
             raise StegoError(f"{stego_path}: {error}; {remedy[type(error)]}") from error
+    if stego.samples < header.samples:
+        note(f"{stego_path} was cut: {stego.samples} of {header.samples} samples are left, and the "
+             "rest of the secret is silent")
     return seconds
 
 
@@ -227,11 +230,8 @@ def read_header(method, stego, key, force):
     frames, rest = divmod(header.samples, stego.channels)  # anyone may write a header without a key
     if rest or header.length > frames or header.channels > stego.channels:
         raise Damaged("its header does not fit it")
-    if header.samples > stego.samples:
-        left = f"it was cut: {stego.samples} of {header.samples} samples are left"
-        if header.samples > MOST_LOST * stego.samples:
-            raise Damaged(left)
-        note(f"{stego.name}: {left}, and the rest of the secret is silent")
+    if header.samples > MOST_LOST * stego.samples:
+        raise Damaged(f"it was cut: {stego.samples} of {header.samples} samples are left")
     return header, cipher
 
 

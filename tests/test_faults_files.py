@@ -446,8 +446,8 @@ def test_force_is_silent_after_a_cut(folder, name, keyed, paper):
     refused(folder, ("reveal", "cut.wav", "-o", "found.wav", *common), "100000 of 560000")
     code, out, err = run(folder, "reveal", "cut.wav", "-o", "found.wav", "--force", *common)
     assert code == 0 and out == "found.wav: 35.00 s revealed\n"
-    assert err == ("note: cut.wav: it was cut: 100000 of 560000 samples are left, and the rest of "
-                   "the secret is silent\n")
+    assert err == ("note: cut.wav was cut: 100000 of 560000 samples are left, and the rest of the "
+                   "secret is silent\n")
     found = soundfile.read(folder / "found.wav")[0]
     assert len(found) == 560_000 and found[:90_000].any()
     if name == "INN" or not keyed:  # with a key, the paper's network permutes segments
