@@ -228,7 +228,7 @@ class Lattice(nn.Module):
         stego = write_words(words, cover, widths, cipher, part.index, depth)
         if mode.lossless:
             return stego, secret.double()
-        exact = exact or mode.step < 64  # where few samples are wrong, each counts
+        exact = exact or mode.step < 192  # where few samples are wrong, each counts
         decoded = self.synthesise(self.quantiser.dequantise(*quantised), exact)
         decoded = rotate(decoded) if mode.rotated else decoded
         return stego, decoded.view(secret.shape[1], -1)[:, :len(secret)].T
