@@ -381,7 +381,7 @@ def _basis(bands: int, like: Tensor) -> Pair:
 
 def noise_weights(slope: Tensor) -> Tensor:
     """How much an error's power in each coefficient matters, from slopes [B, M, F]."""
-    power = sum(slope.square().roll(n, 2) for n in (-1, 0, 1))  # smooth in time
+    power = (own := slope.square()) + own.roll(1, 2) + own.roll(-1, 2)  # smooth in time
     return power / power.mean(1, keepdim=True) + 1e-3
 
 
