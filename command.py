@@ -53,13 +53,20 @@ def tell(text, stream):
             discard_output()
 
 
-def say(text):
-    """Print a line on the standard output. Raises StegoError where it takes no more."""
+@contextlib.contextmanager
+def standard_output():
+    """For what writes there. Raises StegoError where it takes no more."""
     try:
-        print(text, flush=True)
+        yield
     except OSError as error:
         discard_output()
         raise StegoError(f"the standard output takes no more ({error.strerror})") from error
+
+
+def say(text):
+    """Print a line on the standard output. Raises StegoError where it takes no more."""
+    with standard_output():
+        print(text, flush=True)
 
 
 def discard_output():

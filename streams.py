@@ -10,7 +10,7 @@ import sys
 import tempfile
 
 from checkpoint import is_running
-from command import StegoError, discard_output
+from command import StegoError, standard_output
 
 
 @contextlib.contextmanager
@@ -45,11 +45,6 @@ def standard_streams(inputs, output):
                 shutil.copyfileobj(sys.stdin.buffer, file)
         yield paths, (os.path.join(folder, "stdout.wav") if output == "-" else output), folder
         if output == "-":
-            try:
-                with open(os.path.join(folder, "stdout.wav"), "rb") as file:
-                    shutil.copyfileobj(file, sys.stdout.buffer)
+            with standard_output(), open(os.path.join(folder, "stdout.wav"), "rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
                 sys.stdout.flush()
-            except OSError as error:
-                discard_output()
-                raise StegoError("the standard output takes no more "
-                                 f"({error.strerror})") from error

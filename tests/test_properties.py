@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import checkpoint
 import stego
 from helpers import INN, LATTICE, ROOT
+from sound import decibel
 from wavinwav import Config, build
 
 ROBUST = os.path.join(ROOT, "robust.pt")
@@ -122,7 +123,7 @@ def flags(draw):
 
 
 def run(*words):
-    """(exit code or message, lines of stderr) of stego.py in this process."""
+    """(exit code or message, lines of stderr, stdout) of stego.py in this process."""
     err = io.StringIO()
     with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()) as out:
         try:
@@ -145,9 +146,8 @@ def models(tmp_path_factory):
 
 
 def decibels(signal, noise):
-    """An SNR as hide tells it."""
-    signal, noise = np.square(signal).sum(), np.square(noise).sum()
-    return math.inf if not noise else -math.inf if not signal else 10 * np.log10(signal / noise)
+    """The SNR of two arrays."""
+    return decibel(np.square(signal).sum(), np.square(noise).sum())
 
 
 def integers(path):
