@@ -88,8 +88,8 @@ def mistakes_in_one_line(*more):
             raise
         sys.exit("error: there is not enough memory; raise the limit, or end what else runs")
     except OSError as error:  # of temporary files
-        place = one_line(error.filename or tempfile.gettempdir())
-        sys.exit(f"error: {place}: {error.strerror}; is there room, and the right to write?")
+        path = one_line(error.filename or tempfile.gettempdir())
+        sys.exit(f"error: {path}: {error.strerror}; is there room, and the right to write?")
 
 
 def on_ending_signals(handler):

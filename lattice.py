@@ -492,8 +492,8 @@ def join_streams(mode: Mode, streams: list[Tensor], starts: Tensor, cipher: Ciph
     table, filled = [first], 1 + 3 * len(streams)
     for stream in streams:
         segment = bisect.bisect(starts, filled) - 1
-        place = (segment << 12) | (filled - starts[segment])
-        table += [place, len(stream), _checksum(stream, first)]
+        start = (segment << 12) | (filled - starts[segment])
+        table += [start, len(stream), _checksum(stream, first)]
         filled += len(stream)
     pieces = [torch.tensor(table), *streams]
     return torch.cat([piece ^ cipher.words(b"words %d %d\0" % (part, i), len(piece))
@@ -508,9 +508,9 @@ def split_streams(words: Tensor, starts: Tensor, cipher: Cipher, part: int, bloc
     table = functional.pad(words[:size], (0, max(0, size - len(words))))
     first, *table = (table ^ cipher.words(b"words %d 0\0" % part, size)).tolist()
     streams = []
-    for i, (place, count, check) in enumerate(zip(table[::3], table[1::3], table[2::3])):
-        start = int(starts[min(place >> 12, len(starts) - 1)]) + (place & 0xFFF)
-        stream = words[start:start + count]
+    for i, (start, count, check) in enumerate(zip(table[::3], table[1::3], table[2::3])):
+        first_word = int(starts[min(start >> 12, len(starts) - 1)]) + (start & 0xFFF)
+        stream = words[first_word:first_word + count]
         stream = stream ^ cipher.words(b"words %d %d\0" % (part, i + 1), len(stream))
         intact = len(stream) >= least and _checksum(stream, first) == check
         streams.append(stream if intact else None)

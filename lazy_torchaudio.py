@@ -71,10 +71,10 @@ def _resample_directly(x: Tensor, old: int, new: int) -> Tensor:
     x = functional.pad(x, (reach, reach + 2))
     outputs = []
     for some in torch.arange(count, device=x.device).split(max(1, LARGEST_KERNEL // len(taps))):
-        place = some * old // new  # of an output among the inputs, its whole part
+        index = some * old // new  # the input before an output
         rest = (some * old % new).double() / new
         far = ((taps - rest[:, None]) * cutoff).clamp(-WIDTH, WIDTH)
         weights = cutoff * torch.sinc(far) * torch.cos(far * (math.pi / WIDTH / 2)) ** 2
-        near = x[..., place[:, None] + taps + reach]
+        near = x[..., index[:, None] + taps + reach]
         outputs.append((near * weights.to(x.dtype)).sum(-1))
     return torch.cat(outputs, -1)

@@ -159,5 +159,5 @@ def draw_items(function, seeds: list[int], shape, device="cpu") -> Tensor:
 
 def seeds_of(seed: int, numbers: list[int], purpose: str) -> list[int]:
     """A seed for each of the numbered pairs or batches of a run, and for one purpose."""
-    place = ("noise", "z", "settings", "batch", "snr", "rounding").index(purpose)
-    return [8 * (1_000_003 * seed + number) + place for number in numbers]
+    stream = ("noise", "z", "settings", "batch", "snr", "rounding").index(purpose)
+    return [8 * (1_000_003 * seed + number) + stream for number in numbers]

@@ -125,12 +125,7 @@ def hide(cover_path, secret_path, stego_path, model, snr=None, shaping=None, mas
     Raises:
         StegoError. Then nothing has been written.
     """
-    for name, value, most in (("stego SNR", snr, 120), ("shaping", shaping, 1),
-                              ("masking", masking, 1)):
-        if value is not None and not 0 <= value <= most:
-            raise StegoError(f"a {name} of {value} makes no sense; give one from 0 to {most}")
-    if depth not in (None, 16, 24):
-        raise StegoError(f"samples of {depth} bits cannot be written; give 16 or 24")
+    check_numbers(snr, shaping, masking, depth)
     if cover_path == secret_path == "-":
         raise StegoError("cover and secret cannot both be the standard input")
     check_key(key)
@@ -154,21 +149,34 @@ def hide(cover_path, secret_path, stego_path, model, snr=None, shaping=None, mas
                 except ValueError as error:
                     raise StegoError(f"{cover_path}: {error}") from error
             written = decode(temporary, stego_path, folder, cover.depth)
-            with ThreadPoolExecutor(1) as pool:
-                intact = pool.submit(
-                    container.verify, written.read, written.samples, header, cipher)
-                secret_noise = method.measure(header, cipher, written, secret)
-            try:
-                intact.result()
-            except Damaged as error:
-                raise StegoError(f"{stego_path} does not hold what was written to it; "
-                                 "the disk may be full or damaged") from error
-            stego_snr = decibel(cover.energy, cover.distance(written))
-            secret_snr = decibel(secret.energy, secret_noise)
+            stego_snr, secret_snr = measure(method, header, cipher, cover, secret, written)
         if snr is not None and stego_snr < snr - 1:
             note(f"{stego_path} misses the SNR of {snr:g} dB: {cover_path} is too quiet, too loud "
                  "or too short for it")
     return stego_snr, secret_snr
+
+
+def check_numbers(snr, shaping, masking, depth):
+    for name, value, most in (("stego SNR", snr, 120), ("shaping", shaping, 1),
+                              ("masking", masking, 1)):
+        if value is not None and not 0 <= value <= most:
+            raise StegoError(f"a {name} of {value} makes no sense; give one from 0 to {most}")
+    if depth not in (None, 16, 24):
+        raise StegoError(f"samples of {depth} bits cannot be written; give 16 or 24")
+
+
+def measure(method, header, cipher, cover, secret, written):
+    """Stego SNR and secret SNR in dB of a stego as it was read back. Raises StegoError."""
+    with ThreadPoolExecutor(1) as pool:
+        intact = pool.submit(container.verify, written.read, written.samples, header, cipher)
+        secret_noise = method.measure(header, cipher, written, secret)
+    try:
+        intact.result()
+    except Damaged as error:
+        raise StegoError(f"{written.name} does not hold what was written to it; the disk may be "
+                         "full or damaged") from error
+    stego_snr = decibel(cover.energy, cover.distance(written))
+    return stego_snr, decibel(secret.energy, secret_noise)
 
 
 def reveal(stego_path, secret_path, model, key=None, force=False, overwrite=False):

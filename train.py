@@ -292,9 +292,9 @@ def main(argv=None):
                 tell(f"{last_path} has all its {args.steps} steps: there is nothing to do",
                      sys.stdout)
             return
-    elif found := [path for path in outputs if os.path.exists(path)]:
-        remedy = "go on with --resume" if last_path in found else "remove it"
-        stop(f"{found[0]} exists: {remedy}, or give another --out_dir")
+    elif present := [path for path in outputs if os.path.exists(path)]:
+        remedy = "go on with --resume" if last_path in present else "remove it"
+        stop(f"{present[0]} exists: {remedy}, or give another --out_dir")
 
     # the machine: one process, or one of WORLD that torchrun has started
     local = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if WORLD > 1 else "cuda"
