@@ -1,4 +1,7 @@
-"""Sound files that are shorter than their headers say, which libsndfile reads without a word."""
+"""Sound files that are shorter than their headers say, which libsndfile reads without a word.
+
+Those of IRCAM, PVF, XI, and PAF of 8 or 16 bits say nothing: what is cut passes as whole.
+"""
 
 import math
 import os
@@ -27,15 +30,20 @@ def unfinished(path):
 
 
 def missing_bytes(file):
-    """How many bytes a soundfile.SoundFile lacks, as libsndfile logs it, at least; and whether
-    samples are among them: all but a last byte that pads the file.
+    """How many bytes a soundfile.SoundFile of an open file's number lacks, as libsndfile logs it,
+    at least; and whether samples are among them: all but a last byte that pads the file.
 
     Writers to pipes, who do not know the length, put almost 2 ** 31 or 2 ** 32 into the header."""
     log = file.extra_info
-    if re.search("File seems to be truncated|a truncated file|lacks an end-of-stream", log):
+    if re.search("[Ff]ile seems to be truncated|a truncated file|lacks an end-of-stream", log):
         return math.inf, True
+    claims = re.findall(r"^ *(\w+|Riff size|Data \w+) *:? (\d+) \(?should be (\d+)", log, re.M)
+    if file.format in ("AVR", "MAT5", "MPC2K", "NIST"):  # of NIST, the log has nothing
+        text = log + os.pread(file.name, 1024, 0).decode("latin-1")
+        claims += [("frames", claim, file.frames) for claim in
+                   re.findall(r"(?:Frames +:|Cols :|sample_count -i) (\d+)", text)]
     missing, chunks = 0, set()
-    for chunk, claim, found in re.findall(r"(\w+) *: (\d+) \(should be (\d+)\)", log):
+    for chunk, claim, found in claims:
         chunks.add(chunk)
         if not 0x7FFFF000 <= int(claim) < 1 << 32:
             missing = max(missing, int(claim) - int(found))

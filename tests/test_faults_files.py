@@ -105,7 +105,9 @@ def test_key_files_that_are_one_key(folder):
 
 CONTAINERS = [("WAV", None, "wav"), ("WAVEX", None, "wav"), ("RF64", None, "rf64"),
               ("W64", None, "w64"), ("AIFF", None, "aiff"), ("AU", None, "au"),
-              ("FLAC", None, "flac"), ("OGG", "VORBIS", "ogg"), ("MP3", None, "mp3")]
+              ("FLAC", None, "flac"), ("OGG", "VORBIS", "ogg"), ("MP3", None, "mp3"),
+              ("NIST", None, "sph"), ("AVR", None, "avr"), ("MAT5", None, "mat"),
+              ("MPC2K", None, "snd"), ("PAF", "PCM_24", "paf"), ("WVE", None, "wve")]
 
 
 @pytest.mark.parametrize("form, subtype, ending", CONTAINERS, ids=[form for form, *_ in CONTAINERS])
@@ -130,6 +132,12 @@ def patched(folder, name, **numbers):
     for place, number in numbers.items():
         content[int(place[1:]):int(place[1:]) + 4] = number.to_bytes(4, "little")
     (folder / name).write_bytes(content)
+
+
+def test_other_numbers_that_are_wrong_are_no_cut(folder):
+    """The bytes of a second are 96000 in this header, and 32000 in truth."""
+    patched(folder, "rate.wav", _28=96000)
+    assert run(folder, "hide", "rate.wav", "secret.wav", "-o", "out.wav")[0] == 0
 
 
 def test_a_data_chunk_longer_than_its_file(folder):
