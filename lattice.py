@@ -560,9 +560,9 @@ def exact_basis(bands: int) -> tuple[Tensor, Tensor, Tensor]:
     DCT-IV [M, M]."""
     n = torch.arange(bands, dtype=torch.float64) + 0.5
     angle = math.pi / (2 * bands) * n[:bands // 2]
-    cosines = math.sqrt(2 / bands) * torch.cos(math.pi / bands * n[:, None] * n)
+    cosines = (math.pi / bands * n[:, None] * n).cos_().mul_(math.sqrt(2 / bands))
     cosines[:bands // 2] = -cosines[:bands // 2].flip(0)
-    return angle.sin(), angle.cos(), (cosines * 2 ** 22).round() / 2 ** 22
+    return angle.sin(), angle.cos(), cosines.mul_(2 ** 22).round_().div_(2 ** 22)
 
 
 def exactly_unlapped(coefficients: Tensor) -> Tensor:

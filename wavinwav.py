@@ -375,8 +375,8 @@ def unlapped(x: Tensor, length: int = 0) -> Tensor:
 def _basis(bands: int, like: Tensor) -> Pair:
     """Cosines under a sine window, for the two hops of a frame, [M, M] each."""
     n = torch.arange(2 * bands, dtype=torch.float64, device=like.device)[:, None] + 0.5
-    waves = torch.cos(math.pi / bands * (n + bands / 2) * n[:bands, 0])
-    return (math.sqrt(2 / bands) * torch.sin(math.pi / 2 / bands * n) * waves).to(like).chunk(2)
+    waves = (math.pi / bands * (n + bands / 2) * n[:bands, 0]).cos_()
+    return waves.mul_(math.sqrt(2 / bands) * torch.sin(math.pi / 2 / bands * n)).to(like).chunk(2)
 
 
 def noise_weights(slope: Tensor) -> Tensor:
