@@ -67,7 +67,7 @@ class LatticeConfig:
 
     preset: str = "lattice"  # a label, by which train.py and files tell it from an INN
     sample_rate: int = 16000  # Hz, of the training audio; it works at any
-    bands: int = 256  # of the lapped transform at that rate, a multiple of 128
+    bands: int = 256  # of the lapped transform at that rate: a multiple of 128, 1/16 of it at most
     growth: int = 16  # hidden units of each of the three networks that predict scales
 
     def __post_init__(self):
@@ -78,6 +78,9 @@ class LatticeConfig:
                 rule = "a multiple of 128 and" if divisor > 1 else "a whole number"
                 raise ValueError(f"LatticeConfig.{name} must be {rule} from {divisor} to {most}, "
                                  f"not {value!r}")
+        if 16 * self.bands > self.sample_rate:  # transforms of files at usual rates would be huge
+            raise ValueError("LatticeConfig.bands must be at most a sixteenth of sample_rate, not "
+                             f"{self.bands} for {self.sample_rate}")
         if self.preset != "lattice":
             raise ValueError(f"LatticeConfig.preset must be 'lattice', not {self.preset!r}")
 

@@ -534,6 +534,7 @@ FREQUENCY, LEVEL, SHRINK = "coder__frequency", "quantiser__level", "quantiser__s
     (INN, {}, {"level": torch.ones(64, dtype=torch.complex64) * math.nan}),
     (LATTICE, {"bands": 10 ** 9}, {}), (LATTICE, {"bands": 0}, {}), (LATTICE, {"growth": 0}, {}),
     (LATTICE, {"growth": 10 ** 9}, {}), (LATTICE, {"sample_rate": 0}, {}),
+    (LATTICE, {"sample_rate": 128}, {}), (LATTICE, {"sample_rate": 4095}, {}),
     (LATTICE, {}, {FREQUENCY: 0}), (LATTICE, {}, {FREQUENCY: 1 << 14}),
     (LATTICE, {}, {FREQUENCY: -5}), (LATTICE, {}, {FREQUENCY: torch.zeros(32, 128)}),
     (LATTICE, {}, {LEVEL: -1}), (LATTICE, {}, {LEVEL: 256}), (LATTICE, {}, {SHRINK: math.nan}),
