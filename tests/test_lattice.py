@@ -400,8 +400,9 @@ def test_each_module_loads_its_own_models(tmp_path):
         lattice.load(tmp_path / "growth.pt")
 
 
-@pytest.mark.parametrize("field, value", [("bands", 100), ("bands", 0), ("growth", 0),
-                                          ("sample_rate", 0.5), ("preset", "lapped")])
+@pytest.mark.parametrize("field, value", [("bands", 100), ("bands", 0), ("bands", 1024),
+                                          ("growth", 0), ("sample_rate", 0.5),
+                                          ("preset", "lapped")])
 def test_invalid_config_names_the_field(field, value):
     with pytest.raises(ValueError, match=f"LatticeConfig.{field} must be"):
         LatticeConfig(**{field: value})
