@@ -22,6 +22,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 COVER, SECRET = (os.path.join(ROOT, "examples", f"{name}.wav") for name in ("cover", "secret"))
 LATTICE, INN = (os.path.join(ROOT, f"{name}.pt") for name in ("lattice", "wavinwav"))
 
+HIDE = "hide", "cover.wav", "secret.wav", "-o", "out.wav"
+
 # A header as the format WIW4 had it, of 16000 samples with a secret of 8000 and no key.
 FORMER_HEADER = bytes.fromhex("000000000000000000000000fbcb63938634f8d8aa69ba"
                               "1acd06b0fbef3eea7a61df6ee47e42516c1e3c36")
@@ -155,6 +157,20 @@ def finish(pid, streams):
 def run_stego(folder, *words, **more):
     """(exit code, stdout, stderr) of `python stego.py WORDS` in a folder."""
     return finish(*launch(folder, *words, **more))
+
+
+def run_inside(folder, *words, **more):
+    """The same, with temporary files in the folder's `tmp`."""
+    return run_stego(folder, *words, temporary=str(folder / "tmp"), **more)
+
+
+def refused(folder, words, expected, **more):
+    """It ends with one line, and leaves nothing."""
+    before = sorted(os.listdir(folder))
+    code, out, err = run_inside(folder, *words, **more)
+    assert code in (1, 2) and out == "" and len(err.splitlines()) == 1, err
+    assert err.startswith("error: ") and expected in err
+    assert sorted(os.listdir(folder)) == before and not os.listdir(folder / "tmp")
 
 
 # ---------------------------------------------------------------- train.py

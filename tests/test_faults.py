@@ -17,7 +17,7 @@ from torchaudio.functional import resample
 import sound
 import stego
 from container import DENSE, SPARSE
-from helpers import FORMER_HEADER, INN, LATTICE, finish, launch, run_stego, voice
+from helpers import FORMER_HEADER, HIDE, INN, LATTICE, finish, launch, run_stego, voice
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,6 @@ def folder(tmp_path_factory):
 
 GONE = ("there is no secret, or the key is another, or the beginning was changed or cut off; "
         "give a file as hide wrote it")
-HIDE = "hide", "cover.wav", "secret.wav", "-o", "out.wav"
 
 
 def hiding(cover="cover.wav", secret="secret.wav", *more):

@@ -1,0 +1,161 @@
+"""Crafted files: headers and models with numbers that none has, and the right checksums."""
+
+import math
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import checkpoint
+import container
+import lattice
+import stego
+from cells import choose_widths, parts_of, segment_powers, word_starts, write_words
+from container import DENSE, Cipher, Header
+from helpers import HIDE, INN, LATTICE, refused, voice
+from helpers import run_inside as run
+from lattice import Mode
+from wavinwav import Config, build
+
+
+@pytest.fixture
+def folder(tmp_path):
+    soundfile.write(tmp_path / "cover.wav", 0.5 * voice(1, 16000, 1), 16000)
+    soundfile.write(tmp_path / "secret.wav", voice(0.5, 16000, 2), 16000)
+    (tmp_path / "tmp").mkdir()
+    return tmp_path
+
+
+# ---------------------------------------------------------------- headers that lie
+
+def craft(folder, model, stego_channels=1, **fields):
+    """A stego of 16000 samples whose header, checksum and seal are right, and these fields not."""
+    model = stego.load_model(model)
+    method = stego.method_of(model)
+    values = dict(samples=16000, length=8000, model=method.fingerprint(), setting=256, channels=1,
+                  layout=method.layout)
+    header = Header(**values | fields)
+    x = torch.from_numpy(voice(1, 16000, 1) * 32768).int()
+    x, = container.sealed([x], header, Cipher())
+    soundfile.write(folder / "out.wav", x.numpy().astype(np.int16).reshape(-1, stego_channels),
+                    16000)
+
+
+@pytest.mark.parametrize("model", [LATTICE, INN], ids=["lattice", "INN"])
+@pytest.mark.parametrize("fields, expected", [
+    (dict(samples=1 << 62), "it was cut: 16000 of 4611686018427387904 samples are left"),
+    (dict(samples=1 << 62, length=1 << 61), "it was cut"),
+    (dict(samples=1 << 24), "it was cut"),
+    (dict(length=1 << 62), "the header makes no sense"),
+    (dict(channels=200), "the header makes no sense"),
+    (dict(channels=2), "its header does not fit it"),
+    (dict(length=16000, samples=15999 + 1), "out.wav"),
+], ids=str)
+def test_crafted_headers(folder, model, fields, expected):
+    craft(folder, model, **fields)
+    for more in ((), ("--force",)):
+        words = "reveal", "out.wav", "-o", "found.wav", "--model", model, *more
+        if "--force" in more and "sense" in expected and model == INN:
+            continue  # an INN reveals without a header
+        if expected == "out.wav":  # as long as its stego: noise, or damage, and no more
+            code, _, err = run(folder, *words, "--overwrite")
+            assert code in (0, 1) and "Traceback" not in err and len(err.splitlines()) < 2
+        else:
+            refused(folder, words, expected)
+
+
+@pytest.mark.parametrize("model, setting", [(LATTICE, 0), (LATTICE, 65535), (LATTICE, 8320),
+                                            (INN, 0), (INN, 65535)], ids=str)
+def test_crafted_settings(folder, model, setting):
+    craft(folder, model, setting=setting)
+    code, _, err = run(folder, "reveal", "out.wav", "-o", "found.wav", "--model", model)
+    assert code in (0, 1) and "Traceback" not in err and len(err.splitlines()) < 2, err
+
+
+def test_crafted_stego_of_two_channels(folder):
+    craft(folder, INN, 2, length=9000)
+    refused(folder, ("reveal", "out.wav", "-o", "found.wav"), "its header does not fit it")
+
+
+@pytest.mark.parametrize("mode", [Mode(60000, 0, False, False), Mode(-2048, 0, False, False),
+                                  Mode(0, 0x3FFF, False, False), Mode(0, 0, False, True)], ids=str)
+def test_crafted_modes(folder, mode):
+    model, cipher = stego.load_model(LATTICE), Cipher()
+    x = torch.from_numpy(voice(1, 16000, 1) * 32768).int()
+    header = model.header(16000, 8000, 1, 16000)
+    part, = parts_of(header)
+    powers = segment_powers(x[DENSE.header_samples:-DENSE.seal_samples])
+    widths = choose_widths(powers, 1000.0, 0.5, 16)[part.segments]
+    words = lattice.join_streams(mode, [torch.arange(200)], word_starts(widths), cipher, 0)
+    x[part.samples] = write_words(words, x[part.samples], widths, cipher, 0, 16)
+    x, = container.sealed([x], header, cipher)
+    soundfile.write(folder / "out.wav", x.numpy().astype(np.int16), 16000)
+    refused(folder, ("reveal", "out.wav", "-o", "found.wav", "--model", LATTICE),
+            "its parts are not of a lattice")
+    words[4:] ^= 1  # now no block is intact, and what the mode says is as good as noise
+    x[part.samples] = write_words(words, x[part.samples], widths, cipher, 0, 16)
+    x, = container.sealed([x], header, cipher)
+    soundfile.write(folder / "out.wav", x.numpy().astype(np.int16), 16000)
+    refused(folder, ("reveal", "out.wav", "-o", "found.wav", "--model", LATTICE, "--force"),
+            "nothing is left of it")
+
+
+@pytest.mark.parametrize("place, number", [(22, 0), (22, 0xFFFF), (24, 0), (24, 1),
+                                           (24, 0x7FFFFFFF), (24, 0xFFFFFFFF), (16, 0xFFFFFFFF)])
+def test_crafted_wav_headers(folder, place, number):
+    """Channels and rates that none has."""
+    content = bytearray((folder / "cover.wav").read_bytes())
+    size = 2 if place == 22 else 4
+    content[place:place + size] = number.to_bytes(size, "little")
+    (folder / "odd.wav").write_bytes(content)
+    for pair in (("odd.wav", "secret.wav"), ("cover.wav", "odd.wav")):
+        code, _, err = run(folder, "hide", *pair, "-o", "out.wav", "--overwrite")
+        assert code in (0, 1) and len(err.splitlines()) <= 1, err
+        assert code == 0 or err.startswith("error: ")
+
+
+# ---------------------------------------------------------------- models that lie
+
+def crafted(path, model, config=None, **tensors):
+    """A copy of a model with other fields, and tensors whose first number is another one."""
+    content = torch.load(model, weights_only=True)
+    content["config"] |= config or {}
+    for name, value in tensors.items():
+        name = name.replace("__", ".")
+        assert name in content["state_dict"]
+        if isinstance(value, torch.Tensor):
+            content["state_dict"][name] = value
+        else:
+            content["state_dict"][name].flatten()[0] = value
+    torch.save(content, path)
+
+
+SCALE = "scales__0__rho__first__weight"
+FREQUENCY, LEVEL, SHRINK = "coder__frequency", "quantiser__level", "quantiser__shrink"
+
+
+@pytest.mark.parametrize("model, config, tensors", [
+    (INN, {"bands": 10 ** 9}, {}), (INN, {"bands": 10 ** 5}, {}), (INN, {"growth": 10 ** 9}, {}),
+    (INN, {"growth": 900}, {}), (INN, {"clamp": math.nan}, {}), (INN, {"margin": -1.0}, {}),
+    (INN, {"stego_snr": "48"}, {}), (INN, {"bands": True}, {}), (INN, {"preset": "paper"}, {}),
+    (INN, {}, {SCALE: math.nan}), (INN, {}, {SCALE: math.inf}), (INN, {}, {"log_cells": math.nan}),
+    (INN, {}, {"level": torch.zeros(1).expand(10 ** 6, 10 ** 6)}),
+    (INN, {}, {"level": torch.ones(64, dtype=torch.complex64) * math.nan}),
+    (LATTICE, {"bands": 10 ** 9}, {}), (LATTICE, {"bands": 0}, {}), (LATTICE, {"growth": 0}, {}),
+    (LATTICE, {"growth": 10 ** 9}, {}), (LATTICE, {"sample_rate": 0}, {}),
+    (LATTICE, {"sample_rate": 128}, {}), (LATTICE, {"sample_rate": 4095}, {}),
+    (LATTICE, {}, {FREQUENCY: 0}), (LATTICE, {}, {FREQUENCY: 1 << 14}),
+    (LATTICE, {}, {FREQUENCY: -5}), (LATTICE, {}, {FREQUENCY: torch.zeros(32, 128)}),
+    (LATTICE, {}, {LEVEL: -1}), (LATTICE, {}, {LEVEL: 256}), (LATTICE, {}, {SHRINK: math.nan}),
+    (LATTICE, {}, {SHRINK: 3.0}), (LATTICE, {}, {"quantiser__scales__0__out": math.nan}),
+    (LATTICE, {}, {"quantiser__scales__0__out": 1e38})], ids=str)
+def test_crafted_models(folder, model, config, tensors):
+    crafted(folder / "crafted.pt", model, config, **tensors)
+    refused(folder, (*HIDE, "--model", "crafted.pt"), "; give another one with --model")
+
+
+def test_a_million_blocks(folder):
+    checkpoint.save(build(Config.paper(blocks=1, growth=2)), folder / "paper.pt")
+    crafted(folder / "crafted.pt", folder / "paper.pt", {"blocks": 10 ** 6})
+    refused(folder, (*HIDE, "--model", "crafted.pt"), "crafted.pt is no INN of this version")
