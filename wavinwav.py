@@ -402,7 +402,7 @@ def round_to_file(x: Tensor, slope: Tensor, parity: Tensor) -> Tensor:
         error = error * (1 - k * k)
     taps = taps[:, 1:].flip(1).unflatten(2, (-1, hops)).permute(3, 1, 0, 2).flatten(2).contiguous()
     wanted, parity = (functional.pad(y, (0, -y.shape[1] % (hops * bands)), value=-1)
-                      .view(-1, hops * bands).T.contiguous() for y in (x, parity))  # [N, S]
+                      .reshape(-1, hops * bands).T.contiguous() for y in (x, parity))  # [N, S]
     result, errors = torch.empty_like(wanted), x.new_zeros(TAPS + len(wanted), wanted.shape[1])
     for n, told in enumerate((parity >= 0).any(1).tolist()):
         target = wanted[n] + (taps[n // bands] * errors[n:n + TAPS]).sum(0)

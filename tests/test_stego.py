@@ -175,6 +175,21 @@ def test_any_rate_and_channels(tmp_path, model, rate, channels, secret_channels,
     assert info.frames == int(0.3 * rate)
 
 
+@EITHER
+def test_round_lengths_in_stereo(tmp_path, model):
+    """Where the work goes by steps of so many samples, and no step has to be filled up."""
+    model = stego.load_model(model)
+    for frames in (2048, 3 * 4096):
+        names = "cover.wav", "secret.wav", "stego.wav", "found.wav"
+        paths = [str(tmp_path / f"{frames} {name}") for name in names]
+        x = 0.3 * np.stack([voice(1, 16000, seed)[:frames] for seed in (1, 2)], 1)
+        soundfile.write(paths[0], x, 16000)
+        soundfile.write(paths[1], x[::-1], 16000)
+        stego.hide(*paths[:3], model)
+        stego.reveal(*paths[2:], model)
+        assert soundfile.info(paths[3]).frames == frames
+
+
 @pytest.mark.parametrize("subtype, depth", [
     ("PCM_U8", 16), ("PCM_16", 16), ("PCM_24", 24), ("PCM_32", 24), ("FLOAT", 24), ("DOUBLE", 24)])
 @EITHER
