@@ -204,12 +204,13 @@ def sealed(pieces: Iterable[Tensor], header: Header, cipher: Cipher) -> Iterator
     piece = next(pieces)
     layout.write(piece[:layout.header_samples], header.pack(cipher))
     for following in pieces:
-        seal.update(bytes_of(piece))
+        for part in piece.split(HASHED_AT_ONCE):
+            seal.update(bytes_of(part))
         yield piece
         piece = following
     body, tail = piece[:-layout.seal_samples], piece[-layout.seal_samples:]
-    seal.update(bytes_of(body))
-    seal.update(bytes_of(layout.cleared(tail)))
+    for part in (*body.split(HASHED_AT_ONCE), layout.cleared(tail)):
+        seal.update(bytes_of(part))
     layout.write(tail, seal.digest())
     yield piece
 

@@ -228,7 +228,8 @@ class LatticeMethod:
         snr = lattice.STEGO_SNR if snr is None else snr
         masking = MASKING if masking is None else masking
         first, last = self.layout.header_samples, cover.samples - self.layout.seal_samples
-        powers = torch.cat([segment_powers(piece) for piece in cover.pieces(first, last)])
+        powers = torch.tensor([power for piece in cover.pieces(first, last)
+                               for power in segment_powers(piece).tolist()], dtype=torch.double)
         error = cover.energy / cover.samples / 10 ** (snr / 10)
         widths = choose_widths(powers, error, masking, cover.depth)
         parts = parts_of(header)
@@ -240,7 +241,7 @@ class LatticeMethod:
             stego, decoded = self.model.hide_part(
                 header, cipher, part, before, pcm, widths, shaping, cover.depth, exact=False)
             decoded = decoded.round().clamp(-FULL_SCALE, FULL_SCALE - 1)
-            return stego.numpy(), energy(decoded - pcm)
+            return stego.numpy().astype(cover.dtype), energy(decoded - pcm)
 
         yield cover.read(0, first)
         for stego, lost in in_order(work, parts, bar(cover.seconds)):
