@@ -120,7 +120,7 @@ class InnMethod(NetworkMethod):
         index, start, _ = part
         code = torch.full((len(stego),), float(header.setting))
         dither = self.dither(cipher, index, *stego.shape)
-        secret = self.model.reveal(stego, None, dither, depth, code)[1]
+        secret = self.model.reveal(stego, None, dither, depth, code, need_cover=False)[1]
         secret = secret.mean(0, keepdim=True) if header.channels == 1 else secret
         return to_pcm(secret[:, :max(0, header.length - start)].T)
 

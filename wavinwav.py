@@ -264,8 +264,8 @@ class LappedINN(nn.Module):
         rest = secret - self.wave(kept * self.level / gain, cover) if need_r else None
         return cover + change, torch.stack([change, rest], 1) if need_r else None, slope
 
-    def inverse(self, stego: Tensor, r: Tensor | None, code: Tensor, dither: Tensor | None = None
-                ) -> Pair:
+    def inverse(self, stego: Tensor, r: Tensor | None, code: Tensor, dither: Tensor | None = None,
+                need_cover: bool = True) -> tuple[Tensor | None, Tensor]:
         """Inverse of `forward`; without r, what the stego alone tells."""
         _, unit, room, gain = self.cells(code)
         c = x = self.split(lapped(FULL_SCALE * stego, self.config.bands)) / unit
@@ -274,7 +274,7 @@ class LappedINN(nn.Module):
             c, s = block.inverse(c, s)
         s = s if dither is None else wrap(s - dither)
         secret = self.wave(self.expand(s * unit / room) * self.level / gain, stego)
-        cover = stego - self.wave((x - c) * unit, stego)
+        cover = stego - self.wave((x - c) * unit, stego) if need_cover else None
         return cover, secret if r is None else secret + r[:, 1]
 
     def split(self, x: Tensor) -> Tensor:
@@ -336,21 +336,21 @@ class LappedINN(nn.Module):
 
     @precise
     def reveal(self, stego: Tensor, z: Tensor | None = None, dither: Tensor | None = None,
-               depth: int = 16, code: Tensor | None = None) -> Pair:
-        """stego [T] or [B, T] -> cover, secret, exactly where z is r. Raises ValueError."""
+               depth: int = 16, code: Tensor | None = None, need_cover: bool = True) -> Pair:
+        """stego [T] or [B, T] -> cover (if needed), secret: exact if z is r. Raises ValueError."""
         x, = _rows(self, None, depth, stego=stego)
         if code is None:
             bits = (x[:, :48:4] * 2 ** (depth - 1)).round().long() & 1
             code = (bits << torch.arange(bits.shape[1], device=x.device)).sum(1).to(x)
         if z is None:
-            cover, secret = self.inverse(x, None, code, dither)
+            cover, secret = self.inverse(x, None, code, dither, need_cover)
         elif getattr(z, "shape", None) == (*stego.shape[:-1], 4, stego.shape[-1]):
             z = z.to(x).view(len(x), 4, -1)
             cover, secret = self.inverse(x + z[:, 2], z, code, dither)
             cover = cover + z[:, 3]
         else:
             raise ValueError("z must be the r of such a stego, [4, T] or [B, 4, T]")
-        return cover.view_as(stego), secret.view_as(stego)
+        return cover if cover is None else cover.view_as(stego), secret.view_as(stego)
 
 
 def lapped(x: Tensor, bands: int) -> Tensor:
