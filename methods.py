@@ -28,7 +28,7 @@ from cells import LEAST_SAMPLES, MASKING, choose_widths, parts_of, segment_power
 from command import StegoError
 from container import DENSE, SPARSE, Header
 from lattice import Lattice
-from sound import FULL_SCALE, Sound, energy, to_pcm
+from sound import FULL_SCALE, READ_AT_ONCE, Sound, energy, to_pcm
 from wavinwav import LappedINN, lapped
 
 PIECE = 1 << 18  # samples of each channel that the paper's network works on
@@ -240,8 +240,9 @@ class LatticeMethod:
                               part.secret.stop * secret.channels).view(-1, secret.channels).float()
             stego, decoded = self.model.hide_part(
                 header, cipher, part, before, pcm, widths, shaping, cover.depth, exact=False)
-            decoded = decoded.round().clamp(-FULL_SCALE, FULL_SCALE - 1)
-            return stego.numpy().astype(cover.dtype), energy(decoded - pcm)
+            lost = sum(energy(x.round().clamp(-FULL_SCALE, FULL_SCALE - 1) - y) for x, y in zip(
+                decoded.split(READ_AT_ONCE), pcm.split(READ_AT_ONCE)))
+            return stego.numpy().astype(cover.dtype), lost
 
         yield cover.read(0, first)
         for stego, lost in in_order(work, parts, bar(cover.seconds)):
@@ -263,7 +264,8 @@ class LatticeMethod:
             missing = part.samples.stop - part.samples.start - len(samples)
             secret, blocks, lost = self.model.reveal_part(
                 header, cipher, part, functional.pad(samples, (0, missing)))
-            return to_pcm(secret / FULL_SCALE), blocks, lost
+            pieces = secret.split(READ_AT_ONCE)  # which stay in the cache
+            return np.concatenate([to_pcm(x / FULL_SCALE) for x in pieces]), blocks, lost
 
         blocks = lost = 0
         for pcm, more_blocks, more_lost in in_order(work, parts_of(header), bar(stego.seconds)):
