@@ -43,7 +43,7 @@ from cells import (
 from coder import CLASSES, PRECISION, SYMBOLS, TABLES, Coder
 from container import DENSE, Cipher, Damaged, Header
 from quantiser import BATCH, Quantised, Quantiser
-from wavinwav import lapped, unlapped
+from wavinwav import lapped
 
 STEGO_SNR = 52.0  # dB, unless another is asked for
 BLOCK_FRAMES = 256  # about, in a block, which is decoded without the others
@@ -212,14 +212,14 @@ class Lattice(nn.Module):
 
     @torch.inference_mode()
     def hide_part(self, header: Header, cipher: Cipher, part: Part, cover: Tensor, secret: Tensor,
-                  widths: Tensor, shaping: float | None = None, depth: int = 16, exact: bool = True
+                  widths: Tensor, shaping: float | None = None, depth: int = 16
                   ) -> tuple[Tensor, Tensor]:
         """Hide a part of a secret, in units of 16-bit PCM [S, C], in its part of the cover,
         integers of `depth` bits [n], in cells of the widths that `choose_widths` gave for all
         segments.
 
-        Returns the stego, like cover; and what `reveal_part` will give, or almost, if not `exact`,
-        which is faster. Raises ValueError if there is no room.
+        Returns the stego, like cover; and what `reveal_part` will give. Raises ValueError if there
+        is no room.
         """
         if not len(secret):
             return cover.clone(), secret.double()
@@ -231,8 +231,7 @@ class Lattice(nn.Module):
         stego = write_words(words, cover, widths, cipher, part.index, depth)
         if mode.lossless:
             return stego, secret.double()
-        exact = exact or mode.step < 192  # where few samples are wrong, each counts
-        decoded = self.synthesise(self.quantiser.dequantise(*quantised), exact)
+        decoded = self.synthesise(self.quantiser.dequantise(*quantised))
         decoded = rotate(decoded) if mode.rotated else decoded
         return stego, decoded.view(secret.shape[1], -1)[:, :len(secret)].T
 
@@ -418,11 +417,10 @@ class Lattice(nn.Module):
         return torch.cat([lapped(x.double(), bands).float().permute(2, 1, 0)
                           for x in secret.split(BATCH)], 2)
 
-    def synthesise(self, coefficients: Tensor, exact: bool = True) -> Tensor:
-        """[F, M, N] -> samples [N, T] in float64, the same on every machine; or faster, in float32,
-        which is good enough to measure with."""
+    def synthesise(self, coefficients: Tensor) -> Tensor:
+        """[F, M, N] -> samples [N, T] in float64, the same on every machine."""
         batches = [x.permute(2, 1, 0) for x in coefficients.split(BATCH, 2)]
-        return torch.cat([exactly_unlapped(x) if exact else unlapped(x.float()) for x in batches])
+        return torch.cat(list(map(exactly_unlapped, batches)))
 
     # ------------------------------------------------ training
 

@@ -239,7 +239,7 @@ class LatticeMethod:
             pcm = secret.read(part.secret.start * secret.channels,
                               part.secret.stop * secret.channels).view(-1, secret.channels).float()
             stego, decoded = self.model.hide_part(
-                header, cipher, part, before, pcm, widths, shaping, cover.depth, exact=False)
+                header, cipher, part, before, pcm, widths, shaping, cover.depth)
             lost = sum(energy(x.round().clamp(-FULL_SCALE, FULL_SCALE - 1) - y) for x, y in zip(
                 decoded.split(READ_AT_ONCE), pcm.split(READ_AT_ONCE)))
             return stego.numpy().astype(cover.dtype), lost

@@ -198,8 +198,7 @@ def test_hide_then_reveal(models, name, pair, flags, ending):
                 hidden.samplerate, hidden.channels):
             wanted, given = (integers(place(file)) for file in ("secret", "revealed.wav"))
             told = math.inf if words[-1] == "lossless" else float(words[-2])
-            rounding = 0.05 if name == "lattice" else 0.006  # it is decoded in float32
-            assert decibels(wanted, wanted - given) == pytest.approx(told, abs=rounding)
+            assert decibels(wanted, wanted - given) == pytest.approx(told, abs=0.006)
         if cover.subtype == info.subtype == "PCM_16":
             wanted, given = (integers(place(file)) for file in ("cover", "stego" + ending))
             assert decibels(wanted, wanted - given) == pytest.approx(float(words[2]), abs=0.006)
