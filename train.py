@@ -146,8 +146,8 @@ def parse_arguments(argv=None):
     flag("snr", float, "weight of the signal-to-noise ratio in dB")
     flag("snr_ceiling", float, "dB at which it saturates")
     flag("wavlm_weight", float, "weight of the distance between what WavLM hears", 0.0)
-    flag("wavlm_source", str, "torch.hub repository, folder with a hubconf.py, or "
-         "torchaudio/WAVLM_BASE_PLUS", "bshall/knn-vc")
+    flag("wavlm_source", str, "torch.hub repository, folder with a hubconf.py, "
+         "WavLM-Large.pt, or torchaudio/WAVLM_BASE_PLUS", "bshall/knn-vc")
     flag("wavlm_distance", str, "between its hidden states", "l1", choices=["l1", "l2", "cosine"])
 
     flag = section("adversary", "A multi-scale STFT discriminator learns to tell cover and secret\n"
