@@ -12,6 +12,7 @@ Shapes: T samples. Samples are integer arrays [T] (1 LSB = 1), signals float ten
 import io
 import math
 import os
+import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -79,19 +80,22 @@ def label_of(model) -> str:
     return model.config.preset
 
 
-def ours(model, label: str, snr: float | None = None, bits: int | None = None) -> Method:
-    """A model as a Method, at a stego SNR in dB or what it aims at itself; a lattice also at a
-    number of bits in every sample."""
+def ours(model, label: str, snr: float | None = None, bits: int | None = None,
+         masking: float | None = None, key: str | None = None) -> Method:
+    """A model as a Method, at a stego SNR in dB or what it aims at itself; a lattice also with a
+    masking, or at a number of bits in every sample."""
     def hide(cover_path, secret_path, stego_path):
-        options = {} if snr is None else {"snr": float(snr)}
+        options = {"snr": None if snr is None else float(snr), "masking": masking, "key": key}
         if bits:
-            options = {"snr": fixed_bits_snr(samples(cover_path)[0], bits) - 1e-6, "masking": 0}
+            options["snr"] = fixed_bits_snr(samples(cover_path)[0], bits) - 1e-6
+            options["masking"] = 0
         stego.hide(cover_path, secret_path, stego_path, model, overwrite=True, **options)
 
     def reveal(stego_path, revealed_path):
-        stego.reveal(stego_path, revealed_path, model, overwrite=True)
+        stego.reveal(stego_path, revealed_path, model, key, overwrite=True)
 
     setting = f", {bits} bits" if bits else "" if snr is None else f", {snr:g} dB"
+    setting += "" if masking is None else f", masking {masking:g}"
     return Method(label + setting, label, hide, reveal)
 
 
@@ -126,6 +130,17 @@ def embed(cover: np.ndarray, values: np.ndarray, bits: int) -> np.ndarray:
     return LatticeCoupling()(cover, values, 1 << bits)[0].numpy()
 
 
+def plus_minus(change: int = 1) -> Method:
+    """No method, but a control for detectors: each sample goes up or down by `change`, 0 or more,
+    at random, and nothing is revealed."""
+    def hide(cover, secret, rate):
+        steps = np.random.default_rng(zlib.crc32(cover.tobytes())).integers(0, 2, len(cover))
+        return (cover + change * (2 * steps - 1)).clip(-32768, 32767)
+
+    name = f"±{change} everywhere" if change else "nothing"
+    return on_files(name, "control", hide, lambda hidden, rate: np.zeros(len(hidden)))
+
+
 def lsb(bits: int) -> Method:
     """The secret's top `bits` bits, rounded, in the cover's low bits; revealed mid-tread, so that
     silence is silence."""
@@ -138,7 +153,7 @@ def lsb(bits: int) -> Method:
     def reveal(hidden, rate):
         return (hidden % (2 * half) - half) * step
 
-    return on_files(f"LSB, {bits} bits", "LSB", hide, reveal)
+    return on_files(f"LSB, {bits} bit{'s' * (bits > 1)}", "LSB", hide, reveal)
 
 
 def frequency_chop() -> Method:

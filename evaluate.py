@@ -4,7 +4,7 @@
     python evaluate.py --cover A --secret B --plot P.png   # your two files, and their spectrograms
     python evaluate.py --data_dir DIR --rate 48000 --csv T.csv --json T.json --curve C.png
     python evaluate.py --data_dir DIR --attacks            # what is left after the stego is changed
-    python evaluate.py --data_dir DIR --steganalysis DIR2  # a detector, trained on DIR2's voices
+    python evaluate.py --data_dir DIR --steganalysis DIR2  # detectors, trained on DIR2's voices
     python evaluate.py --page docs/listen                  # a page to listen to, of the examples
 
 Folders are searched as train.py does. Scores are in `scores.py`, the methods in `baselines.py`:
@@ -15,6 +15,7 @@ Shapes: T samples. Signals are float tensors [T] in [-1, 1).
 """
 
 import argparse
+import contextlib
 import csv
 import importlib.util
 import json
@@ -32,7 +33,7 @@ from torch import Tensor
 import lazy_torchaudio
 import pictures
 import sound
-from attacks import ATTACKS, attack_pair, steganalysis
+from attacks import ATTACKS, attack_pair
 from baselines import (
     HERE,
     LATTICE_SNRS,
@@ -68,6 +69,7 @@ from scores import (
     summary,
     write_pair,
 )
+from steganalysis import methods_to_detect, print_detections, steganalysis
 
 EXAMPLES = [os.path.join(HERE, "examples", f"{name}.wav") for name in ("cover", "secret")]
 
@@ -118,22 +120,25 @@ def evaluate(args, folder: str):
         tell("secret SNR in dB after the stego is changed; "
              "lost, where nothing can be revealed, counts as 0 dB", sys.stdout)
         print_table(tables["attacks"], dict.fromkeys(ATTACKS, 1))
-    if args.steganalysis:
-        files = find_audio(args.steganalysis)
-        train_pairs = list(draw_pairs(files, args.train_pairs, args.seed, rate))
-        tables["steganalysis"] = steganalysis(methods, train_pairs, pairs, rate, args.seed, folder)
-        tell("", sys.stdout)
-        tell("a small CNN, trained for each method on other voices, "
-             "tells stego from cover by 1 s: 0.5 is guessing", sys.stdout)
-        print_table(tables["steganalysis"], {"stego SNR": 1, "accuracy": 3, "AUC": 3})
     if args.curve:
         curve = [(snr, mean_interval([row["secret SNR"] for row in bounds[snr]])[0])
                  for snr in bounds]
         pictures.plot_curve(args.curve, summaries, curve)
-    if args.csv:
-        write_csv(args.csv, tables)
-    if args.json:
-        write_json(args.json, {"settings": vars(args) | {"rate": rate}} | tables)
+    write_tables(args, tables, rate)
+
+
+def detect_stegos(args, folder: str):
+    """The tables of `steganalysis`; `folder` is for stegos that are not kept."""
+    directory, *names = args.steganalysis
+    models = load_models(args.model or SHIPPED[:2])
+    methods = methods_to_detect(models, names)
+    pairs, rate = open_pairs(args)
+    train_pairs = list(draw_pairs(find_audio(directory), args.train_pairs, args.seed, rate))
+    say(f"pairs: {len(train_pairs)} to train on, {len(pairs)} to test, at {rate} Hz")
+    tables = steganalysis(methods, models, train_pairs, pairs, rate, args.seed,
+                          args.steganalysis_cache or folder, args.detector_steps)
+    print_detections(tables)
+    write_tables(args, tables, rate)
 
 
 def make_page(args):
@@ -200,6 +205,14 @@ def own_pair(cover_path: str, secret_path: str) -> tuple[Tensor, Tensor, int]:
 
 
 # ---------------------------------------------------------------- files
+
+def write_tables(args, tables: dict[str, list[dict]], rate: int):
+    """To the files that the flags name."""
+    if args.csv:
+        write_csv(args.csv, tables)
+    if args.json:
+        write_json(args.json, {"settings": vars(args) | {"rate": rate}} | tables)
+
 
 def check_output(path: str, endings: tuple[str, ...] = ()):
     """Refuse, before the work, what cannot be written after it. Raises StegoError."""
@@ -277,10 +290,16 @@ def read_flags(argv=None) -> argparse.Namespace:
     flag("--no_perceptual", action="store_true", help="leave out PESQ and STOI")
     flag("--attacks", action="store_true",
          help="also change our stegos, and score the secret that is left")
-    flag("--steganalysis", metavar="DIR",
-         help="also train detectors, on this folder's other voices")
-    flag("--train_pairs", type=int, default=256,
-         help="number of pairs for detectors (default: 256)")
+    flag("--steganalysis", nargs="+", metavar=("DIR", "METHOD"),
+         help="instead of the table, train detectors on this folder's other voices, for these "
+              "methods, such as 'lattice, 58 dB' (default: all that are known to it)")
+    flag("--steganalysis_cache", metavar="FOLDER",
+         help="keep the stegos that detectors train on and are tested on, for the next run")
+    flag("--train_pairs", type=int, default=512,
+         help="number of pairs for detectors (default: 512)")
+    flag("--detector_steps", type=int, default=500,
+         help="training steps of the detectors that are networks; 0 leaves these out, with most of "
+              "the time (default: 500)")
     flag("--plot", metavar="FILE.png", help="spectrograms of the first pair, with the first model")
     flag("--curve", metavar="FILE.png",
          help="secret SNR and PESQ over stego SNR, of all methods and the bound")
@@ -295,10 +314,13 @@ def read_flags(argv=None) -> argparse.Namespace:
                       or args.json):
         parser.error("--page writes nothing but the page; ask for the rest in another run")
     if args.steganalysis and (
-            args.cover or os.path.realpath(args.steganalysis) == os.path.realpath(args.data_dir)):
+            not args.data_dir
+            or os.path.realpath(args.steganalysis[0]) == os.path.realpath(args.data_dir)):
         parser.error("--steganalysis needs --data_dir, and another folder than that")
-    if min(args.pairs, args.train_pairs, args.rate) < 1:
-        parser.error("--pairs, --train_pairs and --rate must be at least 1")
+    if args.steganalysis and (args.attacks or args.plot or args.curve):
+        parser.error("--steganalysis prints its own table; ask for the rest in another run")
+    if min(args.pairs, args.train_pairs, args.rate, args.detector_steps + 1) < 1:
+        parser.error("--pairs, --train_pairs and --rate must be at least 1, --detector_steps 0")
     if not all(0 <= snr <= 120 for snr in args.snr) or not 0 <= args.seed < 1 << 32:
         parser.error("--snr must be from 0 to 120, and --seed from 0 and below 2 ** 32")
     return args
@@ -312,7 +334,8 @@ def main(argv=None):
             make_page(args)
             return
         with tempfile.TemporaryDirectory() as folder:
-            evaluate(args, folder)
+            work = detect_stegos if args.steganalysis else evaluate
+            work(args, folder)
 
 
 def check_before_the_work(args):
@@ -326,8 +349,12 @@ def check_before_the_work(args):
             raise StegoError(f"{args.page} cannot be written: it is no folder; give another name")
         there = os.path.isdir(args.page)
         check_output(os.path.join(args.page, "index.html") if there else args.page)
-    elif not args.no_perceptual:
+    elif not (args.no_perceptual or args.steganalysis):
         need("pesq", "pystoi")
+    if args.steganalysis_cache:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(args.steganalysis_cache)
+        check_output(os.path.join(args.steganalysis_cache, "stego.flac"))
     if args.plot or args.curve:
         need("matplotlib.figure")
     if args.attacks:

@@ -196,6 +196,8 @@ def test_a_signal_ends_it_in_one_line(tmp_path, paths):
     ["--page", "x", "--data_dir", "y"],
     ["--data_dir", "x", "--cover", "a", "--secret", "b"],
     ["--data_dir", "x", "--steganalysis", "x"],
+    ["--cover", "a", "--secret", "b", "--steganalysis", "x"],
+    ["--data_dir", "x", "--steganalysis", "y", "--attacks"],
     ["--data_dir", "x", "--pairs", "0"],
     ["--data_dir", "x", "--rate", "high"],
     ["--data_dir", "x", "--snr", "52", "nan"],
