@@ -23,6 +23,7 @@ import tempfile
 from collections import Counter
 
 import numpy as np
+from tqdm import tqdm
 
 import baselines
 import cells
@@ -83,7 +84,7 @@ def steganalysis(methods: list[Method], models: dict, train_pairs: list, test_pa
         cover = sound.to_pcm(pairs[number][0]).astype(np.int64)
         with tempfile.TemporaryDirectory() as folder:
             paths = write_pair(folder, *pairs[number], rate)
-            stegos = [hidden(*each, paths, cache) for each in zip(methods, known)]
+            stegos = [kept_stego(*each, paths, cache) for each in zip(methods, known)]
         return features(cover), [path and (path, features(samples(path)[0])) for path in stegos]
 
     covers, stegos = zip(*in_order(look, range(len(pairs)), "pair"))
@@ -138,7 +139,7 @@ def version(method: Method, models: dict) -> bytes:
     return digest.digest()
 
 
-def hidden(method: Method, known: bytes, paths: dict[str, str], cache: str) -> str | None:
+def kept_stego(method: Method, known: bytes, paths: dict[str, str], cache: str) -> str | None:
     """The path of a stego in the cache, hidden now if it is not there; None where the method cannot
     hide this pair. `known` is the method's `version`."""
     digest = hashlib.sha256(known)
@@ -149,7 +150,8 @@ def hidden(method: Method, known: bytes, paths: dict[str, str], cache: str) -> s
     if not os.path.exists(path):
         try:
             method.hide(paths["cover"], paths["secret"], path)
-        except StegoError:
+        except StegoError as error:
+            tqdm.write(f"{method.name}: {error}", file=sys.stderr)
             return None
     return path
 
@@ -174,15 +176,13 @@ def detect(files: tuple[Files, Files], train: list, test: list, rate: int, seed:
         own[name] = auc(*(score(some, last) for some in files))
         areas[name] = auc(*map(score, files, halves))
     best = max(own, key=own.get)
-    scores = {}
+    accuracies = {}
     for count in (*(n for n in LEAKED if n < len(train)), len(train)):
         score = trained(best, files, train[:count], rate, seed, steps)
         covers, stegos = map(score, files, halves)
-        accuracy = ((covers < 0).mean() + (stegos >= 0).mean()) / 2
-        last = count == len(train)
-        scores |= {"accuracy": accuracy, "AUC": auc(covers, stegos)} if last else {
-            f"with {count} pairs": accuracy}
-    return best, scores, areas
+        accuracies[count] = ((covers < 0).mean() + (stegos >= 0).mean()) / 2
+    scores = {"accuracy": accuracies.pop(len(train)), "AUC": auc(covers, stegos)}
+    return best, scores | {f"with {n} pairs": x for n, x in accuracies.items()}, areas
 
 
 def auc(negative: np.ndarray, positive: np.ndarray) -> float:
