@@ -16,12 +16,12 @@ def unfinished(path):
     """The soundfile.SoundFile of a recording that was interrupted, in whose WAV header the length
     is still 0, with all that is there; or None."""
     with open(path, "rb") as source, tempfile.TemporaryFile() as copy:
-        place = source.read(4096).find(b"data\0\0\0\0")
-        if place < 0:
+        chunk = source.read(4096).find(b"data\0\0\0\0")
+        if chunk < 0:
             return None
         source.seek(0)
         shutil.copyfileobj(source, copy)
-        copy.seek(place + 4)
+        copy.seek(chunk + 4)
         copy.write(b"\xff\xff\xff\xff")  # up to the end
         copy.seek(0)
         file = soundfile.SoundFile(os.dup(copy.fileno()))
@@ -43,8 +43,8 @@ def missing_bytes(file):
         claims += [("frames", claim, file.frames) for claim in
                    re.findall(r"(?:Frames +:|Cols :|sample_count -i) (\d+)", text)]
     missing, chunks = 0, set()
-    for chunk, claim, found in claims:
+    for chunk, claim, there in claims:
         chunks.add(chunk)
         if not 0x7FFFF000 <= int(claim) < 1 << 32:
-            missing = max(missing, int(claim) - int(found))
+            missing = max(missing, int(claim) - int(there))
     return missing, missing > 1 or not chunks <= {"RIFF", "FORM"}
