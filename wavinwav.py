@@ -316,7 +316,7 @@ class LappedINN(nn.Module):
         clipped; r [4, T] or [B, 4, T] if needed. At an SNR in dB, the config's if None; with a
         dither as in `forward`. Lowest bits of every fourth of the first 48 samples tell `reveal`
         the code; or of all, what a parity [B, T] says, -1 for any, with a code. ValueError."""
-        x, y = _rows(self, snr, depth, cover=cover, secret=secret)
+        x, y = _rows(self, snr, depth, 45 if code is None else 1, cover=cover, secret=secret)
         step, snr = 2.0 ** (1 - depth), self.config.stego_snr if snr is None else snr
         code = self.fit(x, y, snr, dither) if code is None else code
         if parity is None:
@@ -437,14 +437,14 @@ def load(path: str, device: str | torch.device = "cpu") -> PaperINN | LappedINN:
     return model.to(device).eval()
 
 
-def _rows(model: nn.Module, snr=None, depth=16, **waves: Tensor | None) -> list[Tensor | None]:
+def _rows(model: nn.Module, snr=None, depth=16, least=1, **waves: Tensor | None) -> list:
     """[T] or [B, T], all alike, as [B, T] of the model's type; z may be None. Raises ValueError."""
     dtype, shape = next(model.parameters()).dtype, getattr(next(iter(waves.values())), "shape", ())
-    floats = torch.float32, torch.float64
+    floats, fits = (torch.float32, torch.float64), len(shape) in (1, 2) and shape[-1] >= least
     if not ((snr is None or 0 <= snr <= 120) and depth in range(8, 25) and dtype in floats):
         raise ValueError("snr must be from 0 to 120 dB, depth from 8 to 24, the model float32")
     for name, x in waves.items():
-        if not (isinstance(x, Tensor) and x.dtype in floats and len(shape) in (1, 2) and x.numel()
-                and x.shape == shape and (x - x).sum() == 0 or x is None and name == "z"):
-            raise ValueError(f"{name} must be a finite float32 tensor [T] or [B, T], like others")
+        if not (isinstance(x, Tensor) and x.dtype in floats and fits and x.shape == shape
+                and x.numel() and (x - x).sum() == 0 or x is None and name == "z"):
+            raise ValueError(f"{name} must be finite float32, [T] or [B, T], T >= {least}, alike")
     return [x if x is None else x.to(dtype).view(-1, shape[-1]) for x in waves.values()]
