@@ -20,15 +20,14 @@ the sawtooth, of two teeth for each channel of its convs, since all of them read
 import argparse
 import math
 import os
-import sys
 
 import torch
 from torch import Tensor, nn
 
 import checkpoint
 import wavinwav
-from command import Parser, mistakes_in_one_line, settle_streams, tell
-from wavinwav import AffineCoupling, DenseSubnet, PaperINN
+from command import Parser, interrupt_on_signals, mistakes_in_one_line, say, settle_streams
+from wavinwav import DenseSubnet, PaperINN
 
 LOUDEST = 0.8  # amplitude of a cover up to which a secret is revealed
 STEEPNESS = 2000.0  # of a tooth's edge; steeper ones are lost to the rounding of float32
@@ -39,22 +38,19 @@ LEAK = 0.2  # slope of the subnets' rectifiers below 0
 
 @torch.no_grad()
 def fold(model: PaperINN):
-    """Set all weights of the network, of 6 blocks or more. Raises ValueError for fewer."""
-    blocks, growth = model.blocks, model.config.growth
-    start, cell = len(blocks) // 3, LOUDEST / growth
-    gain, size = ROOM * cell, 1 / (SPREAD * cell)
+    """Set what the network does. Raises ValueError for too few blocks."""
+    blocks, cell = model.blocks, LOUDEST / model.config.growth
+    start = len(blocks) // 3
     for block in blocks:
         for subnet in (block.phi, block.rho, block.eta):
             nn.init.zeros_(subnet.convs[-1].weight)
             nn.init.zeros_(subnet.convs[-1].bias)
-    for block in blocks[:start]:
-        set_scale(block, gain ** (1 / start))
-    for block in blocks[start:]:
-        set_scale(block, size ** (1 / (len(blocks) - start)))
+    set_scale(blocks[:start], ROOM * cell)
+    scale = set_scale(blocks[start:], 1 / (SPREAD * cell))
     middle(blocks[start - 1].eta.convs[-1])[0, 0] = -1
     set_staircase(blocks[start].phi, cell, -1)
     middle(blocks[start].phi.convs[-1])[0, 0] = 1
-    set_staircase(blocks[start].eta, cell, size ** (1 / (len(blocks) - start)))
+    set_staircase(blocks[start].eta, cell, scale)
 
 
 def middle(conv: nn.Conv1d) -> Tensor:
@@ -62,12 +58,17 @@ def middle(conv: nn.Conv1d) -> Tensor:
     return conv.weight[:, :, conv.kernel_size[0] // 2]
 
 
-def set_scale(block: AffineCoupling, scale: float):
-    """Let a block whose rho is 0 scale the secret. Raises ValueError for more than it can."""
-    share = math.log(scale) / block.clamp
-    if abs(share) > 0.99:
+def set_scale(blocks: nn.ModuleList, total: float) -> float:
+    """Let blocks whose rho is 0 scale the secret, together; by how much each does. Raises
+    ValueError for more than they can."""
+    most = 0.99 * sum(block.clamp for block in blocks)
+    if abs(math.log(total)) > most:
         raise ValueError("so few blocks cannot make a secret small enough for its cells; give more")
-    nn.init.constant_(block.rho.convs[-1].bias, math.log((1 + share) / (1 - share)))
+    log_scale = math.log(total) / len(blocks)
+    for block in blocks:
+        share = log_scale / block.clamp
+        nn.init.constant_(block.rho.convs[-1].bias, math.log((1 + share) / (1 - share)))
+    return math.exp(log_scale)
 
 
 def set_staircase(subnet: DenseSubnet, cell: float, height: float):
@@ -85,7 +86,7 @@ def set_staircase(subnet: DenseSubnet, cell: float, height: float):
         nn.init.zeros_(conv.weight[channel])
         middle(conv)[channel, 0] = away * slope
         conv.bias[channel] = slope * (side * cell / STEEPNESS / 2 - abs(edge))
-        middle(last)[0, 1 + i] = away * side * height * STEEPNESS / slope / (1 - LEAK)
+        middle(last)[0, 1 + i] = away * side * height * slope / (1 - LEAK)
 
 
 def main(argv=None):
@@ -104,9 +105,10 @@ def main(argv=None):
             blocks=args.blocks, growth=args.growth, kernel=args.kernel))
         fold(model)
         checkpoint.save(model, args.model)
-        tell(f"{args.model} is written", sys.stdout)
+        say(f"{args.model} is written")
 
 
 if __name__ == "__main__":
     settle_streams()
+    interrupt_on_signals()
     main()
