@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import resource
 import runpy
 import signal
@@ -12,6 +13,7 @@ import threading
 import traceback
 
 import numpy as np
+import soundfile
 import torch
 from tqdm import tqdm
 
@@ -23,6 +25,9 @@ COVER, SECRET = (os.path.join(ROOT, "examples", f"{name}.wav") for name in ("cov
 LATTICE, INN = (os.path.join(ROOT, f"{name}.pt") for name in ("lattice", "wavinwav"))
 
 HIDE = "hide", "cover.wav", "secret.wav", "-o", "out.wav"
+WEIGHT_NORM = (  # what the old weight_norm calls its length and its direction, and the new one
+    ("weight_g", "weight_v"),
+    ("parametrizations.weight.original0", "parametrizations.weight.original1"))
 
 # A header as the format WIW4 had it, of 16000 samples with a secret of 8000 and no key.
 FORMER_HEADER = bytes.fromhex("000000000000000000000000fbcb63938634f8d8aa69ba"
@@ -157,6 +162,20 @@ def finish(pid, streams):
 def run_stego(folder, *words, **more):
     """(exit code, stdout, stderr) of `python stego.py WORDS` in a folder."""
     return finish(*launch(folder, *words, **more))
+
+
+def printed_snrs(text):
+    """Stego and secret SNR in dB, of what `hide` prints."""
+    stego_snr, secret_snr = re.search(r"stego SNR (\S+) dB, secret SNR (\S+) dB", text).groups()
+    return float(stego_snr), float(secret_snr)
+
+
+def voices_in(folder):
+    """The folder, with files for HIDE and, for `run_inside`, its `tmp`."""
+    soundfile.write(folder / "cover.wav", 0.5 * voice(1, 16000, 1), 16000)
+    soundfile.write(folder / "secret.wav", voice(0.5, 16000, 2), 16000)
+    (folder / "tmp").mkdir()
+    return folder
 
 
 def run_inside(folder, *words, **more):

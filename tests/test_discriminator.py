@@ -15,7 +15,7 @@ from discriminator import (
     feature_matching_loss,
     generator_loss,
 )
-from helpers import buzz, same
+from helpers import WEIGHT_NORM, buzz, same
 
 FIVE = (1024, 2048, 512, 256, 128)
 SHAPES = {  # of logits, 1 s at 24 kHz
@@ -117,8 +117,7 @@ def test_state_dict_of_the_originals(channels, slope):
 def published(n_ffts, channels=1, filters=32, new=False):
     """Names and shapes of a state dict of encodec's or audiocraft's MS-STFT discriminator: by
     encodec/msstftd.py, modules/conv.py and audiocraft/adversarial/discriminators/msstftd.py."""
-    names = ("parametrizations.weight.original0", "parametrizations.weight.original1") if new else (
-        "weight_g", "weight_v")
+    names = WEIGHT_NORM[new]
     state = {}
     for i, n_fft in enumerate(n_ffts):
         scale = f"discriminators.{i}."

@@ -13,7 +13,7 @@ import lattice
 import stego
 from cells import choose_widths, parts_of, segment_powers, word_starts, write_words
 from container import DENSE, Cipher, Header
-from helpers import HIDE, INN, LATTICE, refused, voice
+from helpers import HIDE, INN, LATTICE, refused, voice, voices_in
 from helpers import run_inside as run
 from lattice import Mode
 from wavinwav import Config, build
@@ -21,10 +21,7 @@ from wavinwav import Config, build
 
 @pytest.fixture
 def folder(tmp_path):
-    soundfile.write(tmp_path / "cover.wav", 0.5 * voice(1, 16000, 1), 16000)
-    soundfile.write(tmp_path / "secret.wav", voice(0.5, 16000, 2), 16000)
-    (tmp_path / "tmp").mkdir()
-    return tmp_path
+    return voices_in(tmp_path)
 
 
 # ---------------------------------------------------------------- headers that lie

@@ -19,7 +19,7 @@ import checkpoint
 import sound
 import stego
 from command import StegoError
-from helpers import HIDE, INN, LATTICE, ROOT, finish, launch, refused, voice
+from helpers import HIDE, INN, LATTICE, ROOT, finish, launch, refused, voice, voices_in
 from helpers import run_inside as run
 from wavinwav import Config, build
 
@@ -28,10 +28,7 @@ TOLD = r"out.wav: stego SNR \S+ dB, secret SNR \S+ dB\n"
 
 @pytest.fixture
 def folder(tmp_path):
-    soundfile.write(tmp_path / "cover.wav", 0.5 * voice(1, 16000, 1), 16000)
-    soundfile.write(tmp_path / "secret.wav", voice(0.5, 16000, 2), 16000)
-    (tmp_path / "tmp").mkdir()
-    return tmp_path
+    return voices_in(tmp_path)
 
 
 @pytest.fixture

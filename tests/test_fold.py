@@ -9,7 +9,7 @@ import torch
 
 import fold
 import wavinwav
-from helpers import ROOT, buzz, pair_files, run_stego, snr
+from helpers import ROOT, buzz, pair_files, printed_snrs, run_stego, snr
 
 SMALL = ["--blocks", "9", "--growth", "32", "--kernel", "3"]
 
@@ -29,8 +29,8 @@ def test_files_are_hidden_and_revealed(tmp_path):
         code, out, err = run_stego(tmp_path, *words, "--model", "fold.pt")
         assert code == 0, err
         if words[0] == "hide":
-            numbers = [float(word) for word in out.split() if word.replace(".", "").isdigit()]
-            assert numbers[0] > 12 and numbers[1] > 8
+            stego_snr, secret_snr = printed_snrs(out)
+            assert stego_snr > 12 and secret_snr > 8
 
 
 def test_any_z_reveals_and_r_is_exact():
@@ -46,6 +46,7 @@ def test_any_z_reveals_and_r_is_exact():
 
 @pytest.mark.parametrize("words, expected", [
     (["fold.pt", "--blocks", "4"], "so few blocks cannot"),
+    (["fold.pt", "--blocks", "2", "--growth", "1"], "so few blocks cannot"),
     (["fold.pt", "--growth", "0"], "Config.growth must be"),
     (["cover.wav"], "cover.wav exists"),
 ])

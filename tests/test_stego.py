@@ -19,7 +19,7 @@ from torchaudio.functional import resample
 import cells
 import sound
 import stego
-from helpers import COVER, INN, LATTICE, ROOT, SECRET, run_stego, voice
+from helpers import COVER, INN, LATTICE, ROOT, SECRET, printed_snrs, run_stego, voice
 from lattice import Lattice
 
 EITHER = pytest.mark.parametrize("model", [LATTICE, INN], ids=["lattice", "INN"])
@@ -29,11 +29,6 @@ def run(*words, expect=0):
     code, out, err = run_stego(ROOT, *words)
     assert code == expect and "Traceback" not in err, err
     return SimpleNamespace(stdout=out, stderr=err)
-
-
-def printed_snrs(text):
-    stego_snr, secret_snr = re.search(r"stego SNR (\S+) dB, secret SNR (\S+) dB", text).groups()
-    return float(stego_snr), float(secret_snr)
 
 
 def snr(reference, estimate):

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 from torchaudio.functional import resample
 
-from helpers import buzz, same
+from helpers import WEIGHT_NORM, buzz, same
 from wavlm_loss import WavLMLoss
 
 # WavLM's, with 8 channels
@@ -368,8 +368,7 @@ def published(params, new=False):
         shapes[f"feature_extractor.conv_layers.{i}.conv.weight"] = outputs, inputs, size
         inputs = outputs
     conv = "encoder.transformer.pos_conv_embed.conv."
-    names = [f"parametrizations.weight.original{i}" for i in (0, 1)] if new else [
-        "weight_g", "weight_v"]
+    names = WEIGHT_NORM[new]
     groups = params["encoder_pos_conv_groups"]
     return shapes | {
         conv + "bias": (dims,), conv + names[0]: (1, 1, kernel),
@@ -439,8 +438,7 @@ def unilm(params, new=False):
     for i, (outputs, size, _) in enumerate(convs):
         shapes[f"feature_extractor.conv_layers.{i}.0.weight"] = outputs, inputs, size
         inputs = outputs
-    names = [f"parametrizations.weight.original{i}" for i in (0, 1)] if new else [
-        "weight_g", "weight_v"]
+    names = WEIGHT_NORM[new]
     return shapes | {
         "encoder.pos_conv.0.bias": (dims,), "encoder.pos_conv.0." + names[0]: (1, 1, kernel),
         "encoder.pos_conv.0." + names[1]: (
