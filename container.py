@@ -204,15 +204,20 @@ def sealed(pieces: Iterable[Tensor], header: Header, cipher: Cipher) -> Iterator
     piece = next(pieces)
     layout.write(piece[:layout.header_samples], header.pack(cipher))
     for following in pieces:
-        for part in piece.split(HASHED_AT_ONCE):
-            seal.update(bytes_of(part))
+        _hash(seal, piece)
         yield piece
         piece = following
     body, tail = piece[:-layout.seal_samples], piece[-layout.seal_samples:]
-    for part in (*body.split(HASHED_AT_ONCE), layout.cleared(tail)):
-        seal.update(bytes_of(part))
+    _hash(seal, body)
+    _hash(seal, layout.cleared(tail))
     layout.write(tail, seal.digest())
     yield piece
+
+
+def _hash(seal, samples: Tensor):
+    """Update a seal, by so few samples at once that no copy of all is made."""
+    for piece in samples.split(HASHED_AT_ONCE):
+        seal.update(bytes_of(piece))
 
 
 def verify(read: Callable[[int, int], Tensor], count: int, header: Header, cipher: Cipher):
@@ -223,9 +228,9 @@ def verify(read: Callable[[int, int], Tensor], count: int, header: Header, ciphe
     layout, seal = header.layout, cipher.seal()
     last = header.samples - layout.seal_samples
     for start in range(0, last, HASHED_AT_ONCE):
-        seal.update(bytes_of(read(start, min(last, start + HASHED_AT_ONCE))))
+        _hash(seal, read(start, min(last, start + HASHED_AT_ONCE)))
     tail = read(last, header.samples)
-    seal.update(bytes_of(layout.cleared(tail)))
+    _hash(seal, layout.cleared(tail))
     if count > header.samples or layout.read(tail) != seal.digest():
         raise Damaged("it was changed after it was made")
 

@@ -228,6 +228,7 @@ class LatticeMethod:
         snr = lattice.STEGO_SNR if snr is None else snr
         masking = MASKING if masking is None else masking
         first, last = self.layout.header_samples, cover.samples - self.layout.seal_samples
+        # as numbers: small tensors that stay between freed pieces keep the heap from shrinking
         powers = torch.tensor([power for piece in cover.pieces(first, last)
                                for power in segment_powers(piece).tolist()], dtype=torch.double)
         error = cover.energy / cover.samples / 10 ** (snr / 10)

@@ -157,6 +157,7 @@ def hide(cover_path, secret_path, stego_path, model, snr=None, shaping=None, mas
 
 
 def check_numbers(snr, shaping, masking, depth):
+    """None is the default of each. Raises StegoError for one that is out of range."""
     for name, value, most in (("stego SNR", snr, 120), ("shaping", shaping, 1),
                               ("masking", masking, 1)):
         if value is not None and not 0 <= value <= most:
