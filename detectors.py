@@ -170,6 +170,14 @@ def kernel(covers, stegos, seed, ridge=1e-4):
     return lambda a: np.exp(-distance(a) / width) @ weights
 
 
+def convolutions(kind, widths: list[int], kernel: int, stride: int, padding: int) -> nn.Sequential:
+    """Layers of nn.Conv1d or nn.Conv2d, from one width to the next, normalised over batches."""
+    norm = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d}[kind]
+    return nn.Sequential(*(
+        layer for inputs, outputs in zip(widths, widths[1:]) for layer in (
+            kind(inputs, outputs, kernel, stride, padding, bias=False), norm(outputs), nn.ReLU())))
+
+
 class Waveform(nn.Module):
     """Samples [B, T] in LSB -> logits [B]: fixed first, second and third differences, cut off at
     three levels (after the rich models' residuals: Fridrich and Kodovsky, 2012), then a small CNN;
@@ -179,12 +187,8 @@ class Waveform(nn.Module):
         super().__init__()
         filters = [[0, 0, 1, -1], [0, 1, -2, 1], [1, -3, 3, -1]]
         self.register_buffer("filters", torch.tensor(filters, dtype=torch.float32)[:, None])
-        layers, widths = [], [9, 16, 32, 32, 48]
-        for inputs, outputs in zip(widths, widths[1:]):
-            layers += [nn.Conv1d(inputs, outputs, 8, stride=4, padding=4, bias=False),
-                       nn.BatchNorm1d(outputs), nn.ReLU()]
-        self.layers = nn.Sequential(*layers)
-        self.last = nn.Linear(widths[-1], 1)
+        self.layers = convolutions(nn.Conv1d, [9, 16, 32, 32, 48], 8, stride=4, padding=4)
+        self.last = nn.Linear(48, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         residual = functional.conv1d(x[:, None], self.filters)
@@ -198,12 +202,8 @@ class Spectral(nn.Module):
     def __init__(self):
         super().__init__()
         self.register_buffer("window", torch.hann_window(256))
-        layers, widths = [], [1, 16, 24, 32, 32]
-        for inputs, outputs in zip(widths, widths[1:]):
-            layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False),
-                       nn.BatchNorm2d(outputs), nn.ReLU()]
-        self.layers = nn.Sequential(*layers)
-        self.last = nn.Linear(widths[-1] * 8, 1)  # 8 bands are left
+        self.layers = convolutions(nn.Conv2d, [1, 16, 24, 32, 32], 3, stride=2, padding=1)
+        self.last = nn.Linear(32 * 8, 1)  # 8 bands are left
 
     def forward(self, x: Tensor) -> Tensor:
         spectrum = torch.stft(x, 256, window=self.window, return_complex=True)[:, 1:]
