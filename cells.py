@@ -2,8 +2,9 @@
 
 A cell of width w is w neighbouring sample values; which of them a stego's sample has is a digit of
 base w. Between header and seal, 512 samples are a segment, whose cells have one width: its first
-three samples tell which, in cells of 4, and each of the others holds a digit. Segments belong to
-parts, which know nothing of each other: processes share the work, and memory does not grow.
+four samples tell which, in cells of 3, and each of the others holds a digit, or, in cells of 1,
+nothing. Segments belong to parts, which know nothing of each other: processes share the work, and
+memory does not grow.
 """
 
 import functools
@@ -17,11 +18,13 @@ from torch.nn import functional
 from container import DENSE, Cipher, Header
 
 SEGMENT = 512  # samples
-TELLING = 3  # samples at a segment's beginning that tell the width of the others' cells
-WIDTHS = [round(2 ** (i / 4)) for i in range(4, 4 + 4 ** TELLING)]  # from 2, in quarter octaves
+TELLING = 4  # samples at a segment's beginning that tell the width of the others' cells
+WIDTHS = [1] + [round(2 ** (i / 4)) for i in range(4, 3 + 3 ** TELLING)]  # in quarter octaves
 PART_SEGMENTS = 10240  # in a part, at most: 5 minutes at 16 kHz
 LEAST_SAMPLES = DENSE.header_samples + DENSE.seal_samples + SEGMENT  # of a cover
-MASKING = 0.25  # a segment's distortion is proportional to this power of the cover's power in it
+QUARTERS = 4  # of a segment, of which the quietest counts
+MASKING = 0.25  # a segment's distortion is proportional to this power of its noise floor
+CEILING = 6.0  # dB; that is cut off where it is loud, to be more elsewhere, up to this much
 SAMPLES_AT_ONCE = 1 << 16  # about, so that they stay in the cache
 
 
@@ -75,36 +78,49 @@ def parts_of(header: Header) -> list[Part]:
 
 # ---------------------------------------------------------------- widths
 
-def segment_powers(samples: Tensor) -> Tensor:
-    """Mean square of each segment in the samples between header and seal. [n] -> [n // 512]"""
+def noise_floors(samples: Tensor, channels: int = 1) -> Tensor:
+    """Mean square of the noise that each segment of the samples between header and seal could have:
+    if all that its third differences have were white noise, in its quietest quarter. Channels take
+    turns. [n] -> [n // 512]"""
     samples = samples[:len(samples) // SEGMENT * SEGMENT]
-    return torch.cat([piece.view(-1, SEGMENT).double().square().mean(1)
-                      for piece in samples.split(SAMPLES_AT_ONCE)])
+    floors = []
+    for piece in samples.split(SAMPLES_AT_ONCE):
+        quarters = piece.view(-1, QUARTERS, SEGMENT // QUARTERS // channels, channels).double()
+        power = quarters.diff(3, 2).square_().mean((2, 3)) / 20  # of white noise, 1 + 9 + 9 + 1
+        floors.append(power.amin(1))
+    return torch.cat(floors)
 
 
-def choose_widths(powers: Tensor, error: float, masking: float, depth: int) -> Tensor:
-    """The cells of each segment, as indices into WIDTHS, from `segment_powers`: their distortion is
-    proportional to that to the power of `masking`, and has a mean of at most `error`."""
-    masked = (powers + 1) ** masking
+def choose_widths(floors: Tensor, error: float, masking: float, depth: int) -> Tensor:
+    """The cells of each segment, as indices into WIDTHS, from `noise_floors`: their distortion is
+    proportional to that to the power of `masking`, up to a limit, and has a mean of at most
+    `error`; but the cells have a mean of one bit at least."""
     # An even cell has no middle, which costs 3 / 12.
     distortion = torch.tensor([(width ** 2 + (-1 if width % 2 else 2)) / 12 for width in WIDTHS],
                               dtype=torch.float64)
-    widest = min(len(WIDTHS) - 1, 4 * depth - 12)
+    bits = torch.tensor(WIDTHS, dtype=torch.float64).log2()
+    widest = min(len(WIDTHS) - 1, 4 * depth - 11)
     golden = 0.6180339887498949  # its multiples spread out evenly what rounding down takes
-    dither = torch.arange(len(masked), dtype=torch.float64) * golden % 1
+    dither = torch.arange(len(floors), dtype=torch.float64) * golden % 1
 
-    def widths(exponent):  # of a distortion of masked * 2 ** exponent
-        octaves = 2 * torch.log2(12 * masked * 2 ** exponent) - 4
-        return (octaves + dither).floor().clamp(0, widest).long()
+    def widths(wanted):  # of segments that are to have these distortions
+        quarters = 2 * torch.log2(12 * wanted + 1)  # of an octave, of a width
+        return (quarters - 3 + dither).floor().clamp(0, widest).long()
 
-    low, high = -60.0, 60.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if distortion[widths(middle)].mean() <= error:
-            low = middle
-        else:
-            high = middle
-    return widths(low)
+    def solve(wanted, error):  # what the most exponent gives
+        low, high = -60.0, 60.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            chosen = widths(wanted(2 ** middle))
+            if distortion[chosen].mean() <= error or bits[chosen].mean() <= 1:
+                low = middle
+            else:
+                high = middle
+        return wanted(2 ** low)
+
+    masked = (floors + 2 ** -20) ** masking  # silence takes some where there is nothing else
+    masked = solve(lambda scale: scale * masked, error * 10 ** (CEILING / 10))
+    return widths(solve(lambda scale: masked.clamp(max=scale), error))
 
 
 def word_starts(widths: Tensor) -> Tensor:
@@ -114,17 +130,17 @@ def word_starts(widths: Tensor) -> Tensor:
 
 
 def by_width(widths: Tensor):
-    """Yield a width, the segments that have it, and so on; some segments at a time."""
-    for index in widths.unique().tolist():
+    """Yield a width, the segments that have it, and so on; some segments at a time. Cells of 1 hold
+    nothing."""
+    for index in widths[widths > 0].unique().tolist():
         segments = (widths == index).nonzero()[:, 0]
         for some in segments.split(SAMPLES_AT_ONCE // SEGMENT):
             yield WIDTHS[index], some
 
 
-def encipher_widths(widths: Tensor, cipher: Cipher, part: int) -> Tensor:
-    """Or decipher them."""
-    stream = cipher.integers(b"widths %d\0" % part, len(widths), torch.uint8)
-    return widths ^ (stream % len(WIDTHS)).long()
+def width_shifts(count: int, cipher: Cipher, part: int) -> Tensor:
+    """What is added to `count` indices into WIDTHS, modulo their number, to encipher them."""
+    return cipher.words(b"widths %d\0" % part, count) % len(WIDTHS)
 
 
 # ---------------------------------------------------------------- words
@@ -137,9 +153,9 @@ def write_words(words: Tensor, cover: Tensor, widths: Tensor, cipher: Cipher, pa
     used = int(torch.searchsorted(starts, len(words)))
     stego = cover.clone()
     before, after = cover.view(-1, SEGMENT), stego.view(-1, SEGMENT)
-    telling = encipher_widths(widths, cipher, part)[:used, None]
-    telling = (telling >> (2 * torch.arange(TELLING))) & 3
-    after[:used, :TELLING] = coupling(before[:used, :TELLING], telling, 4, limit)[0]
+    telling = (widths + width_shifts(len(widths), cipher, part)) % len(WIDTHS)
+    telling = telling[:used, None] // 3 ** torch.arange(TELLING) % 3
+    after[:used, :TELLING] = coupling(before[:used, :TELLING], telling, 3, limit)[0]
     for width, segments in by_width(widths[:used]):
         index = starts[segments, None] + torch.arange(room_for(width))
         digits = digits_of(words[index.clamp(max=len(words) - 1)], width)
@@ -151,8 +167,9 @@ def write_words(words: Tensor, cover: Tensor, widths: Tensor, cipher: Cipher, pa
 def read_words(stego: Tensor, cipher: Cipher, part: int) -> tuple[Tensor, Tensor]:
     """Inverse of `write_words`: all words [W] that a part's samples [n] hold, and `word_starts`."""
     coupling, segments = LatticeCoupling(), stego.view(-1, SEGMENT)
-    telling = coupling.inverse(segments[:, :TELLING], 0, 4)[1]
-    widths = encipher_widths((telling << (2 * torch.arange(TELLING))).sum(1), cipher, part)
+    telling = coupling.inverse(segments[:, :TELLING], 0, 3)[1]
+    telling = (telling * 3 ** torch.arange(TELLING)).sum(1)
+    widths = (telling - width_shifts(len(telling), cipher, part)) % len(WIDTHS)
     starts = word_starts(widths)
     words = torch.zeros(int(starts[-1]), dtype=torch.long)
     for width, some in by_width(widths):
@@ -171,6 +188,8 @@ def radix(width: int) -> tuple[int, int]:
 
 def room_for(width: int) -> int:
     """Words that a segment holds in cells of a width."""
+    if width == 1:
+        return 0
     digits, bits = radix(width)
     return (SEGMENT - TELLING) // digits * bits // 32
 

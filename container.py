@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-MAGIC = b"WIW6"  # changes with anything that reveal must know, such as the size of parts
+MAGIC = b"WIW7"  # changes with anything that reveal must know, such as the size of parts
 FIELDS = struct.Struct(">4sQQIHB")  # the magic word, and what `Header` has
 NONCE_BYTES, CHECK_BYTES, SEAL_BYTES = 12, 4, 16
 HEADER_BYTES = NONCE_BYTES + FIELDS.size + CHECK_BYTES

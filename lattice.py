@@ -36,7 +36,7 @@ from cells import (
     choose_widths,
     parts_of,
     read_words,
-    segment_powers,
+    noise_floors,
     word_starts,
     write_words,
 )
@@ -136,8 +136,9 @@ class Lattice(nn.Module):
             sample_rate: of both in Hz; None is config.sample_rate. It sets the width of a band,
                 and is not stored.
             depth: bits of the samples, 16 to 24, which must reach `reveal` unchanged.
-            masking: the stego's noise power follows this power of the cover's, in segments of 512
-                samples: 0 is white, for the secret's SNR, 1 everywhere as far below the cover.
+            masking: the stego's noise power follows this power of the cover's noise floor, in
+                segments of 512 samples: 0 is white, for the secret's SNR, 1 as far below the floor
+                everywhere, but where it is loud: hard to find there.
             key: a passphrase that `reveal` will need.
         Returns:
             stego like cover, on the grid of `depth` bits and never clipped.
@@ -163,8 +164,8 @@ class Lattice(nn.Module):
         header = self.header(len(samples), len(pcm), pcm.shape[1], sample_rate)
         cipher = Cipher(key)
         error = samples.double().square().mean().item() / 10 ** (snr / 10)
-        powers = segment_powers(samples[DENSE.header_samples:-DENSE.seal_samples])
-        widths = choose_widths(powers, error, masking, depth)
+        floors = noise_floors(samples[DENSE.header_samples:-DENSE.seal_samples], cover.dim())
+        widths = choose_widths(floors, error, masking, depth)
         stego, decoded = samples.clone(), torch.zeros(pcm.shape, dtype=torch.float64)
         for part in parts_of(header):
             before = samples[part.samples], pcm[part.secret]

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import container
 import lattice
-from cells import LEAST_SAMPLES, MASKING, choose_widths, parts_of, segment_powers
+from cells import LEAST_SAMPLES, MASKING, choose_widths, noise_floors, parts_of
 from command import StegoError
 from container import DENSE, SPARSE, Header
 from lattice import Lattice
@@ -229,10 +229,11 @@ class LatticeMethod:
         masking = MASKING if masking is None else masking
         first, last = self.layout.header_samples, cover.samples - self.layout.seal_samples
         # as numbers: small tensors that stay between freed pieces keep the heap from shrinking
-        powers = torch.tensor([power for piece in cover.pieces(first, last)
-                               for power in segment_powers(piece).tolist()], dtype=torch.double)
+        floors = torch.tensor(
+            [floor for piece in cover.pieces(first, last)
+             for floor in noise_floors(piece, cover.channels).tolist()], dtype=torch.double)
         error = cover.energy / cover.samples / 10 ** (snr / 10)
-        widths = choose_widths(powers, error, masking, cover.depth)
+        widths = choose_widths(floors, error, masking, cover.depth)
         parts = parts_of(header)
 
         def work(part):

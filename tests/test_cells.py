@@ -27,7 +27,7 @@ def test_coupling_is_exact_and_costs_what_it_should(width):
     assert inside.square().mean().item() == pytest.approx(expected, rel=0.03)
 
 
-@pytest.mark.parametrize("width", [WIDTHS[i] for i in (0, 1, 5, 17, 30, 63)])
+@pytest.mark.parametrize("width", [WIDTHS[i] for i in (1, 2, 6, 18, 31, 64, 80)])
 def test_words_and_digits(width):
     room, samples = cells.room_for(width), SEGMENT - TELLING
     assert room > 0.97 * samples * math.log2(width) / 32 - 1, "little is wasted"
@@ -54,19 +54,48 @@ def test_words_in_samples(depth, key):
     assert not torch.equal(starts, starts_), "each part has widths of its own"
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_noise_floors(channels):
+    """White noise is its own floor, a tone has none, and the quietest quarter counts."""
+    generator = torch.Generator().manual_seed(0)
+    samples = (100 * torch.randn(2000, SEGMENT, generator=generator)).round()
+    samples[1000:] *= 3
+    time = torch.arange(SEGMENT // channels).repeat_interleave(channels)
+    tone = (8000 * torch.sin(0.05 * time)).round().repeat(100, 1)
+    half = samples[:100].clone()
+    half[:, SEGMENT // 2:] *= 0.01
+    samples = torch.cat([samples, tone, half]).int().flatten()
+    floors = cells.noise_floors(torch.cat([samples, samples[:100]]), channels).sqrt()
+    assert len(floors) == 2200, "a rest is no segment"
+    white, loud, tone, half = floors.split([1000, 1000, 100, 100])
+    assert white.mean().item() == pytest.approx(90, abs=5)  # the least of four
+    assert loud.mean().item() == pytest.approx(270, abs=15)
+    assert tone.max() < 2 and half.max() < 2
+
+
 @pytest.mark.parametrize("error", [0.3, 1.5, 20.0, 1e4])
 @pytest.mark.parametrize("masking", [0.0, 0.25, 1.0])
 def test_widths_have_the_error_that_was_asked_for(error, masking):
     torch.manual_seed(0)
     decades = 6 * torch.rand(2000, dtype=torch.float64)
-    powers = torch.rand(2000, dtype=torch.float64) * 10 ** decades
-    chosen = cells.choose_widths(powers, error, masking, 16)
+    floors = torch.rand(2000, dtype=torch.float64) * 10 ** decades
+    chosen = cells.choose_widths(floors, error, masking, 16)
     widths = torch.tensor(WIDTHS).double()[chosen]
     distortion = ((widths ** 2 + torch.where(widths % 2 == 0, 2, -1)) / 12).mean().item()
-    least = error < 0.5 and (chosen == 0).all()  # one bit a sample
+    least = widths.log2().mean() <= 1  # bit a sample
     assert error / 1.02 < distortion <= error or least
     if masking == 0 and error == 1.5:
         assert (widths == 4).all()
+
+
+def test_what_is_quiet_is_left_alone():
+    floors = torch.tensor([0.0, 1e-3, 1.0, 1e2, 1e4, 1e6]).double().repeat_interleave(500)
+    chosen = cells.choose_widths(floors, 100.0, 1.0, 16)
+    widths = torch.tensor(WIDTHS).double()[chosen].view(6, 500)
+    assert (widths[:3] == 1).all(), "far below the others"
+    assert 1 < widths[4].min() < widths[5].max() < 6 * widths[4].min(), "the loudest is cut off"
+    silence = cells.choose_widths(torch.zeros(500).double(), 0.01, 1.0, 16)
+    assert torch.tensor(WIDTHS)[silence].double().log2().mean() > 0.99, "a bit a sample, at least"
 
 
 @pytest.mark.parametrize("samples, length", [(800, 1), (100_000, 90_000), (100_000, 3)])

@@ -11,7 +11,7 @@ import checkpoint
 import container
 import lattice
 import stego
-from cells import choose_widths, parts_of, segment_powers, word_starts, write_words
+from cells import choose_widths, noise_floors, parts_of, word_starts, write_words
 from container import DENSE, Cipher, Header
 from helpers import HIDE, INN, LATTICE, refused, voice, voices_in
 from helpers import run_inside as run
@@ -82,8 +82,8 @@ def test_crafted_modes(folder, mode):
     x = torch.from_numpy(voice(1, 16000, 1) * 32768).int()
     header = model.header(16000, 8000, 1, 16000)
     part, = parts_of(header)
-    powers = segment_powers(x[DENSE.header_samples:-DENSE.seal_samples])
-    widths = choose_widths(powers, 1000.0, 0.5, 16)[part.segments]
+    floors = noise_floors(x[DENSE.header_samples:-DENSE.seal_samples])
+    widths = choose_widths(floors, 1000.0, 0.5, 16)[part.segments]
     words = lattice.join_streams(mode, [torch.arange(200)], word_starts(widths), cipher, 0)
     x[part.samples] = write_words(words, x[part.samples], widths, cipher, 0, 16)
     x, = container.sealed([x], header, cipher)
