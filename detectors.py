@@ -3,13 +3,14 @@
     score = trained("quiet kernel", (covers, stegos), numbers, 16000, seed, steps)
     score(covers, others)   # [N], above 0 for what looks like a stego
 
-Three groups of features look at a file:
+Four groups of features look at a file:
 
     quiet   how neighbours in its first three differences follow each other, in its quietest frames
             (after the subtractive pixel adjacency matrix: Pevny, Bas and Fridrich, 2010)
     bits    counts of small samples and differences, of pairs of values, of bits in each plane, of
             repeats
     floor   how low the spectrum falls, by band
+    places  how rough it is where a lattice would put its header, seal and widths
 
 Two classifiers take one group or more: an ensemble of Fisher's linear discriminants in random
 subspaces (Kodovsky, Fridrich and Holub, 2012), and ridge regression with a Gaussian kernel. Two
@@ -27,12 +28,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cells import SEGMENT, TELLING
+from container import DENSE
+
 LEAST = 1536  # samples that features need
 
 
 def features(x: np.ndarray) -> dict[str, np.ndarray]:
     """Of samples [T], LEAST or more: {group: [D]}."""
-    return {"quiet": quiet(x), "bits": bits(x), "floor": floor(x)}
+    return {"quiet": quiet(x), "bits": bits(x), "floor": floor(x),
+            "places": places(x)}
 
 
 def quiet(x: np.ndarray) -> np.ndarray:
@@ -114,6 +119,24 @@ def floor(x: np.ndarray, size: int = 512) -> np.ndarray:
     for some in np.array_split(power.sum(1).argsort(), 5):
         values += [np.percentile(decibels[some, size // 4:], (1, 10, 50))]
     return np.concatenate([np.ravel(value) for value in values])
+
+
+def places(x: np.ndarray) -> np.ndarray:
+    """How rough samples [T] are, by the log of their third differences, at both ends against what
+    follows there, and in the first samples of segments against the others, by loudness."""
+    rough = np.log2(1 + np.abs(np.diff(x, 3)))
+    values = []
+    for end, count in ((rough, DENSE.header_samples), (rough[::-1], DENSE.seal_samples)):
+        first, *others = end[:6 * count].reshape(6, -1).mean(1)
+        values += [first, min(others), first - min(others), first - others[0]]
+    segments = rough[DENSE.header_samples:]
+    segments = segments[:len(segments) // SEGMENT * SEGMENT].reshape(-1, SEGMENT)
+    for some in np.array_split(segments[segments.mean(1).argsort()], (2, len(segments) // 4)):
+        if len(some):
+            values += list(some[:, :TELLING + 4].mean(0) - some[:, TELLING + 4:].mean())
+        else:
+            values += (TELLING + 4) * [0.0]
+    return np.array(values)
 
 
 # ---------------------------------------------------------------- detectors
@@ -241,7 +264,8 @@ def network(kind, files, numbers, rate, seed, steps, batch=16):
     return lambda recordings: np.array([score(x) for x in recordings])
 
 
-LOOKS = {"quiet": ("quiet",), "quiet, bits": ("quiet", "bits"), "all": ("quiet", "bits", "floor")}
+LOOKS = {"quiet": ("quiet",), "quiet, bits": ("quiet", "bits"),
+         "all": ("quiet", "bits", "floor", "places")}
 DETECTORS = {f"{name} {kind.__name__}": (kind, groups)
              for kind in (fisher, kernel) for name, groups in LOOKS.items()}
 DETECTORS |= {f"{kind.__name__.lower()} network": (kind, None) for kind in (Waveform, Spectral)}
