@@ -52,6 +52,7 @@ def all_methods(models: dict, lattice_snrs=LATTICE_SNRS) -> list[Method]:
     for label, model in models.items():
         if isinstance(model, Lattice):
             methods += [ours(model, label, snr=snr) for snr in lattice_snrs]
+            methods.append(ours(model, label, snr=58, masking=1))
             methods += [ours(model, label, bits=bits) for bits in (2, 3, 4)]
         elif label_of(model) == "INN":
             methods += [ours(model, label, snr=snr) for snr in INN_SNRS]

@@ -56,9 +56,9 @@ PROBED_BLOCKS, PROBED_FRAMES = 24, 40  # what is measured of a secret that has m
 PROBE_MARGIN = 0.991  # a part of the bits, left for what the other blocks take above these
 COST_OF_SIZE, COST_OF_SQUARE = 2.2, -0.1  # the first guess of a frame's bits, by mean log2 size
 SAVED_BY_SHAPING = 0.95  # of COST_OF_SIZE, by a shaping of 1: steps of loud frames are coarser
-# With few bits, noise is better where it is loud: most shaping below 2.7 bits a coefficient. From
+# With few bits, noise is better where it is loud: most shaping below 3.1 bits a coefficient. From
 # 5.9 bits on nobody hears it, and the SNR counts.
-SHAPING_AT_NO_BITS, SHAPING_LOST_BY_BIT, MOST_SHAPING = 1.12, 0.19, 0.6
+SHAPING_AT_NO_BITS, SHAPING_LOST_BY_BIT, MOST_SHAPING = 1.9, 0.32, 0.9
 
 
 @dataclass

@@ -258,12 +258,12 @@ def log_sizes(magnitude: Tensor) -> Tensor:
 @functools.lru_cache
 def bin_shares(bands: int) -> Tensor:
     """By how much the sizes in each bin count for the steps of each, [bins, bins]."""
-    return 5 * BIN + 3 * bands * torch.eye(bands // BIN, dtype=torch.float64)
+    return 7 * BIN + bands * torch.eye(bands // BIN, dtype=torch.float64)
 
 
 def step_exponents(sizes: Tensor, bands: int, shaping: Tensor | int) -> Tensor:
     """How far the steps of each bin rise above the part's, in eighths of an octave, where the sizes
-    decoded last [n, N] are large: 5/8 by the frame's mean log size, 3/8 by the bin's. -> whole
+    decoded last [n, N] are large: 7/8 by the frame's mean log size, 1/8 by the bin's. -> whole
     numbers [bins, N], float64"""
     sums = sizes.view(bands // BIN, -1, sizes.shape[-1]).sum(1).double()
     unit = 2048 * bands * (len(sizes) * BIN // bands)
