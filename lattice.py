@@ -34,9 +34,9 @@ from cells import (
     MASKING,
     Part,
     choose_widths,
+    noise_floors,
     parts_of,
     read_words,
-    noise_floors,
     word_starts,
     write_words,
 )
