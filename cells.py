@@ -23,7 +23,7 @@ WIDTHS = [1] + [round(2 ** (i / 4)) for i in range(4, 3 + 3 ** TELLING)]  # in q
 PART_SEGMENTS = 10240  # in a part, at most: 5 minutes at 16 kHz
 LEAST_SAMPLES = DENSE.header_samples + DENSE.seal_samples + SEGMENT  # of a cover
 QUARTERS = 4  # of a segment, of which the quietest counts
-MASKING = 0.25  # a segment's distortion is proportional to this power of its noise floor
+MASKING = 0.4  # a segment's distortion is proportional to this power of its noise floor
 CEILING = 6.0  # dB; that is cut off where it is loud, to be more elsewhere, up to this much
 SAMPLES_AT_ONCE = 1 << 16  # about, so that they stay in the cache
 

@@ -36,8 +36,7 @@ LEAST = 1536  # samples that features need
 
 def features(x: np.ndarray) -> dict[str, np.ndarray]:
     """Of samples [T], LEAST or more: {group: [D]}."""
-    return {"quiet": quiet(x), "bits": bits(x), "floor": floor(x),
-            "places": places(x)}
+    return {"quiet": quiet(x), "bits": bits(x), "floor": floor(x), "places": places(x)}
 
 
 def quiet(x: np.ndarray) -> np.ndarray:

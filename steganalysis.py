@@ -55,7 +55,7 @@ def methods_to_detect(models: dict, names: list[str] = ()) -> list[Method]:
     for label, model in models.items():
         if isinstance(model, Lattice):
             methods += [ours(model, label, snr, key=KEY) for snr in (52, 58, 64, 70)]
-            methods += [ours(model, label, 58, masking=x, key=KEY) for x in (0, 0.5)]
+            methods += [ours(model, label, 58, masking=x, key=KEY) for x in (0, 0.25)]
             methods += [ours(model, label, snr, masking=1, key=KEY) for snr in (52, 58, 64)]
         else:
             methods += [ours(model, label, key=KEY),
