@@ -45,13 +45,11 @@ class AffineCoupling(nn.Module):
 
     def forward(self, cover: Tensor, secret: Tensor) -> Pair:
         cover = cover + self.phi(secret)
-        secret = secret * self.scale(cover) + self.eta(cover)
-        return cover, secret
+        return cover, secret * self.scale(cover) + self.eta(cover)
 
     def inverse(self, cover: Tensor, secret: Tensor) -> Pair:
         secret = (secret - self.eta(cover)) / self.scale(cover)
-        cover = cover - self.phi(secret)
-        return cover, secret
+        return cover - self.phi(secret), secret
 
 
 class Config:
@@ -75,6 +73,7 @@ class PaperConfig(Config):
     growth: int = 32  # channels that each inner conv of a dense subnet adds, and
     kernel: int = 11  # its taps: inferred from the 3.39 M parameters that the paper states
     clamp: float = 2.0  # bound of the log-scale
+    squeeze: int = 1  # samples that are channels of one step of the convs; the paper has 1
     robust: bool = False  # a second stack, trained to reveal from stegos that have changed
 
 
@@ -99,15 +98,17 @@ class DenseSubnet(nn.Module):
 
     def __init__(self, config: PaperConfig):
         super().__init__()
+        self.squeeze = n = config.squeeze
         self.convs = nn.ModuleList(
-            nn.Conv1d(1 + i * config.growth, config.growth if i < 4 else 1, config.kernel,
+            nn.Conv1d(n + i * config.growth, config.growth if i < 4 else n, config.kernel,
                       padding="same") for i in range(5))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x[:, None]
+    def forward(self, wave: Tensor) -> Tensor:
+        x = functional.pad(wave, (0, -wave.shape[1] % self.squeeze))
+        x = x.unflatten(1, (-1, self.squeeze)).mT
         for conv in self.convs[:-1]:
             x = torch.cat([x, functional.leaky_relu(conv(x), 0.2)], 1)
-        return self.convs[-1](x)[:, 0]
+        return self.convs[-1](x).mT.flatten(1)[:, :wave.shape[1]]
 
 
 def precise(method):
@@ -146,16 +147,14 @@ class PaperINN(nn.Module):
     @precise
     def hide(self, cover: Tensor, secret: Tensor) -> Pair:
         """cover, secret [T] or [B, T] in [-1, 1) -> stego, r, like them. Raises ValueError."""
-        stego, r = self(*_rows(self, cover=cover, secret=secret))
-        return stego.view_as(cover), r.view_as(cover)
+        return tuple(x.view_as(cover) for x in self(*_rows(self, cover=cover, secret=secret)))
 
     @precise
     def reveal(self, stego: Tensor, z: Tensor | None = None) -> Pair:
         """stego [T] or [B, T] -> cover, secret: exactly where z is r, else with z of N(0, I)."""
         x, r = _rows(self, stego=stego, z=z)
         r = torch.randn_like(x) if z is None else r
-        cover, secret = self.inverse(x, r, robust=z is None and self.config.robust)
-        return cover.view_as(stego), secret.view_as(stego)
+        return tuple(y.view_as(stego) for y in self.inverse(x, r, z is None and self.config.robust))
 
 
 ORDER = 0, 2, 1, 3  # in which frames are hidden, by their number modulo 4; its own inverse
@@ -427,7 +426,8 @@ def load(path: str, device: str | torch.device = "cpu") -> PaperINN | LappedINN:
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
             config, state = content["config"], content["state_dict"]
-            least = config.get("blocks", 0) * config.get("kernel", 0) * config["growth"] ** 2
+            wide = config["growth"] + config.get("squeeze", 1)
+            least = config.get("blocks", 0) * config.get("kernel", 0) * wide ** 2
             model = build(config if least <= sum(x.numel() for x in state.values()) else {})
             model.load_state_dict(state)
             if not all(x.isfinite().all() for x in model.state_dict().values()):
