@@ -11,8 +11,10 @@ from wavinwav import NARROWEST, Config, build
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 PAPER, LAPPED = Config.paper(blocks=3, growth=8), Config.lapped()
-CONFIGS = [PAPER, LAPPED, Config.lapped(bands=48, carriers=40, reserve=0.1)]
-for_each_config = pytest.mark.parametrize("config", CONFIGS, ids=["paper", "lapped", "reserve"])
+CONFIGS = [PAPER, Config.paper(blocks=3, growth=8, kernel=3, squeeze=8), LAPPED,
+           Config.lapped(bands=48, carriers=40, reserve=0.1)]
+for_each_config = pytest.mark.parametrize("config", CONFIGS,
+                                          ids=["paper", "squeeze", "lapped", "reserve"])
 
 
 def randomised(config, dtype=torch.float32):
@@ -72,7 +74,7 @@ def test_parameters_of_the_paper():
 def test_reveal_with_r_is_exact(shape, dtype, config):
     cover, secret = low_pass(*shape).to(dtype), low_pass(*shape, seed=1).to(dtype)
     model, choices = randomised(config, dtype), [{}]
-    if config is not PAPER:
+    if config.preset != "paper":
         choices += [{"dither": key(model, cover)}, {"dither": key(model, cover), "depth": 24}]
     for options in choices:
         stego, r = model.hide(cover, secret, **options)
@@ -172,7 +174,7 @@ def test_shaped_rounding():
 @for_each_config
 def test_gradients_reach_every_parameter(config):
     model, x, y = randomised(config), low_pass(2, 1920).float(), low_pass(2, 1920, seed=1).float()
-    codes = () if config is PAPER else [model.fit(x, y, 30.0, rounds=0)]
+    codes = () if config.preset == "paper" else [model.fit(x, y, 30.0, rounds=0)]
     stego, r = model(x, y, *codes)[:2]
     secret = model.inverse(stego, torch.zeros_like(r), *codes)[1]
     ((secret - y).square().mean() + stego.square().mean() + r.square().mean()).backward()

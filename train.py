@@ -66,7 +66,7 @@ MODEL_FLAGS = {  # fields of Config, where their metadata has no help
     "blocks": "affine couplings in the stack",
     "growth": "channels that each inner conv of a subnet adds",
     "kernel": "taps of these convs",
-    "squeeze": "samples in turn that are channels of one step of these convs; the paper has 1",
+    "squeeze": "samples that are channels of one step of these convs; the paper has 1",
     "clamp": "bound of the log-scale",
     "stego_snr": "dB, of a stego unless another is asked for; training varies it by 6",
     "margin": "LSB that are left empty at both edges of a cell",

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import soundfile
@@ -85,6 +86,17 @@ def test_recomputation_changes_no_gradient():
         sum(y.square().mean() for y in model(x, x.flip(1))).backward()
         found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert torch.allclose(*found, rtol=1e-9, atol=1e-15)
+
+
+def test_the_papers_network_begins_with_a_small_z():
+    torch.manual_seed(0)
+    model = wavinwav.build(wavinwav.Config.paper(blocks=6, growth=4, kernel=3))
+    stego, zs = voices(1, 0.25, 30), (0.0, 1.0)
+    for small in (False, True):
+        if small:
+            Objective.initialise(SimpleNamespace(model=model), None)
+        none, some = (model.reveal(stego, z * torch.randn_like(stego))[1] for z in zs)
+        assert ((none - some).square().mean().sqrt() < 0.1) == small
 
 
 def run(data, folder, *flags):
