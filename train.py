@@ -4,6 +4,7 @@
     python train.py --data_dir DIR --out_dir runs/lapped --resume   # go on with a stopped run
     python train.py --data_dir DIR --preset lattice                 # the lattice's coder, minutes
     python train.py --data_dir DIR --preset paper                   # the paper's network and losses
+    python train.py --data_dir DIR --preset squeezed                # its blocks, where they learn
     python train.py --data_dir DIR --init_from MODEL --adversarial  # start from a model's weights
     python train.py --data_dir DIR --preset paper --robust_from MODEL --noise gaussian,resample:3/4
     torchrun --nproc_per_node 8 train.py --data_dir DIR             # one process a GPU
@@ -56,6 +57,10 @@ PRESETS = {  # configuration, objective, and values for flags that have no other
         steps=570000, batch_size=4, lr=1e-4, schedule="decay", warmup=0, clip=1.0, gain=0.0,
         recompute=True, w_stego=2.0, w_cover=1.0, w_secret=1.0, w_z=10.0, wave=1.0, stft=1.0,
         snr=0.0, snr_ceiling=40.0)),
+    "squeezed": (functools.partial(Config.paper, blocks=6, kernel=5, squeeze=8), Objective, dict(
+        steps=2000, batch_size=8, crop=0.25, lr=3e-3, schedule="cosine", warmup=50, clip=1.0,
+        gain=0.0, recompute=False, w_stego=2.0, w_cover=0.0, w_secret=5.0, w_z=0.0, wave=0.0,
+        stft=0.0, snr=1.0, snr_ceiling=20.0)),
     "lattice": (LatticeConfig, LatticeObjective, dict(
         steps=4000, batch_size=4, lr=3e-3, schedule="cosine", warmup=50, clip=1.0, gain=0.0)),
 }

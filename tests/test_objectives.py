@@ -88,6 +88,15 @@ def test_recomputation_changes_no_gradient():
     assert torch.allclose(*found, rtol=1e-9, atol=1e-15)
 
 
+def test_stego_and_secret_rise_together(data, tmp_path):
+    rows = run(data, tmp_path, "--preset", "squeezed", "--growth", 16, "--crop", 0.15,
+               "--steps", 80, "--log_every", 20, "--val_every", 20, "--val_pairs", 16,
+               "--workers", 0)
+    stego, secret = ([float(row[f"val_{name}_snr"]) for row in rows]
+                     for name in ("stego", "secret"))
+    assert stego[-1] > stego[0] + 5 and secret[-1] > secret[0] + 5 and secret[-1] > 12
+
+
 def test_the_papers_network_begins_with_a_small_z():
     torch.manual_seed(0)
     model = wavinwav.build(wavinwav.Config.paper(blocks=6, growth=4, kernel=3))
