@@ -59,8 +59,8 @@ PRESETS = {  # configuration, objective, and values for flags that have no other
         snr=0.0, snr_ceiling=40.0)),
     "squeezed": (functools.partial(Config.paper, blocks=6, kernel=5, squeeze=8), Objective, dict(
         steps=2000, batch_size=8, crop=0.25, lr=3e-3, schedule="cosine", warmup=50, clip=1.0,
-        gain=0.0, recompute=False, w_stego=2.0, w_cover=0.0, w_secret=5.0, w_z=0.0, wave=0.0,
-        stft=0.0, snr=1.0, snr_ceiling=20.0)),
+        gain=0.0, recompute=False, w_stego=2.0, w_cover=0.0, w_secret=5.0, w_z=0.0, wave=1.0,
+        stft=0.0, snr=0.0, snr_ceiling=40.0)),
     "lattice": (LatticeConfig, LatticeObjective, dict(
         steps=4000, batch_size=4, lr=3e-3, schedule="cosine", warmup=50, clip=1.0, gain=0.0)),
 }
