@@ -59,7 +59,7 @@ def middle(conv: nn.Conv1d) -> Tensor:
 
 
 def set_scale(blocks: nn.ModuleList, total: float) -> float:
-    """Let blocks scale the secret, together, whatever the cover is; by how much each does. Raises
+    """Let blocks whose rho is 0 scale the secret, together; by how much each does. Raises
     ValueError for more than they can."""
     most = 0.99 * sum(block.clamp for block in blocks)
     if abs(math.log(total)) > most:
@@ -67,7 +67,6 @@ def set_scale(blocks: nn.ModuleList, total: float) -> float:
     log_scale = math.log(total) / len(blocks)
     for block in blocks:
         share = log_scale / block.clamp
-        nn.init.zeros_(block.rho.convs[-1].weight)
         nn.init.constant_(block.rho.convs[-1].bias, math.log((1 + share) / (1 - share)))
     return math.exp(log_scale)
 

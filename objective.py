@@ -12,7 +12,6 @@ import torch
 from torch import distributed, nn
 from torch.utils.checkpoint import checkpoint
 
-import fold
 import noise
 import wavinwav
 from data import RANK, WORLD
@@ -23,9 +22,6 @@ PAIRS = {  # weight: which waves it is for
     "w_cover": ("cover", "cover^"),
     "w_secret": ("secret", "secret^"),
 }
-
-
-LARGER = 300.0  # than the secret is r, in a new network of the paper's
 
 
 def snr(reference, estimate, floor=1e-10):
@@ -108,13 +104,8 @@ class Objective(nn.Module):
             if RANK == 0 and WORLD > 1:
                 distributed.barrier()
 
-    @torch.no_grad()
     def initialise(self, pairs):
-        """The second half of the paper's blocks begin by making the secret larger, so that z is
-        small in what the first half find: else all that they first learn is silence."""
-        blocks = self.model.blocks[len(self.model.blocks) // 2:]
-        most = math.exp(0.95 * sum(block.clamp for block in blocks))
-        fold.set_scale(blocks, min(LARGER, most))
+        """What a new model has to learn of training crops first: nothing."""
 
     @staticmethod
     def with_second_stack(model):
