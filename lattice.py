@@ -316,7 +316,7 @@ class Lattice(nn.Module):
         best = None
         for _ in range(20):
             result, excess = attempt(Mode(step, shaping, False, rotated))
-            bits = 32 * excess / total  # a coefficient; 64 steps change them by about 1
+            bits = 32 * excess / total  # a coefficient; 64 steps change them by 1 without shaping
             if bits <= 0:
                 best = result
                 if bits > -0.05 * budget or step <= FINEST_STEP:  # full enough
@@ -325,7 +325,8 @@ class Lattice(nn.Module):
             elif best or step == COARSEST_STEP:
                 break
             else:
-                step = min(COARSEST_STEP, step + 1 + round(80 * bits))
+                more = 80 * bits / (1 - 0.7 * shaping / 256)
+                step = min(COARSEST_STEP, step + 1 + round(more))
         if not best:
             raise ValueError("the cover is too short for this secret; take a longer one, or a "
                              "lower SNR")
