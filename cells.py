@@ -1,10 +1,10 @@
 """The lattice coupling, and words of 32 bits in the cells of a cover's samples.
 
 A cell of width w is w neighbouring sample values; which of them a stego's sample has is a digit of
-base w. Between header and seal, 512 samples are a segment, whose cells have one width: its first
-four samples tell which, in cells of 3, and each of the others holds a digit, or, in cells of 1,
-nothing. Segments belong to parts, which know nothing of each other: processes share the work, and
-memory does not grow.
+base w. Between header and seal, 512 samples are a segment, whose cells have one width: four samples
+in a row, the key knows where, tell which, in cells of 3, and each of the others holds a digit, or,
+in cells of 1, nothing. Segments belong to parts, which know nothing of each other: processes share
+the work, and memory does not grow.
 """
 
 import functools
@@ -18,11 +18,11 @@ from torch.nn import functional
 from container import DENSE, Cipher, Header
 
 SEGMENT = 512  # samples
-TELLING = 4  # samples at a segment's beginning that tell the width of the others' cells
+TELLING = 4  # samples of a segment that tell the width of the others' cells
 WIDTHS = [1] + [round(2 ** (i / 4)) for i in range(4, 3 + 3 ** TELLING)]  # in quarter octaves
 PART_SEGMENTS = 10240  # in a part, at most: 5 minutes at 16 kHz
 LEAST_SAMPLES = DENSE.header_samples + DENSE.seal_samples + SEGMENT  # of a cover
-QUARTERS = 4  # of a segment, of which the quietest counts
+FRAME, BANDS = 256, 8  # samples and bands of the spectra by which noise floors are found
 MASKING = 0.4  # a segment's distortion is proportional to this power of its noise floor
 CEILING = 6.0  # dB; that is cut off where it is loud, to be more elsewhere, up to this much
 SAMPLES_AT_ONCE = 1 << 16  # about, so that they stay in the cache
@@ -79,15 +79,18 @@ def parts_of(header: Header) -> list[Part]:
 # ---------------------------------------------------------------- widths
 
 def noise_floors(samples: Tensor, channels: int = 1) -> Tensor:
-    """Mean square of the noise that each segment of the samples between header and seal could have:
-    if all that its third differences have were white noise, in its quietest quarter. Channels take
-    turns. [n] -> [n // 512]"""
+    """Mean square of the white noise that each segment of the samples between header and seal could
+    have: as much as is in the weakest of its bands, at its weakest time. Channels take turns.
+    [n] -> [n // 512]"""
     samples = samples[:len(samples) // SEGMENT * SEGMENT]
+    size = FRAME // channels
+    window = torch.hann_window(size)
     floors = []
     for piece in samples.split(SAMPLES_AT_ONCE):
-        quarters = piece.view(-1, QUARTERS, SEGMENT // QUARTERS // channels, channels).double()
-        power = quarters.diff(3, 2).square_().mean((2, 3)) / 20  # of white noise, 1 + 9 + 9 + 1
-        floors.append(power.amin(1))
+        frames = piece.float().view(-1, SEGMENT // channels, channels).unfold(1, size, size // 2)
+        power = torch.fft.rfft(frames * window)[..., 1:].abs().square_()
+        bands = power.unflatten(-1, (BANDS, -1)).mean(-1) / window.square().sum()
+        floors.append(bands.flatten(1).amin(1).double())
     return torch.cat(floors)
 
 
@@ -138,9 +141,17 @@ def by_width(widths: Tensor):
             yield WIDTHS[index], some
 
 
-def width_shifts(count: int, cipher: Cipher, part: int) -> Tensor:
-    """What is added to `count` indices into WIDTHS, modulo their number, to encipher them."""
-    return cipher.words(b"widths %d\0" % part, count) % len(WIDTHS)
+def telling(count: int, cipher: Cipher, part: int) -> tuple[Tensor, Tensor]:
+    """What is added to indices into WIDTHS, modulo their number, to encipher them; and where in its
+    segment the first of the samples is that tell them. [count] each"""
+    words = cipher.words(b"telling %d\0" % part, count)
+    return words % len(WIDTHS), (words >> 16) % SEGMENT
+
+
+def places(segments: Tensor, first: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    """The samples `start` to `stop` of segments [N], in the order in which they are used, as an
+    index into samples [segments, 512]: from the first that tells the width on, round to it."""
+    return segments[:, None], (first[segments, None] + torch.arange(start, stop)) % SEGMENT
 
 
 # ---------------------------------------------------------------- words
@@ -153,13 +164,14 @@ def write_words(words: Tensor, cover: Tensor, widths: Tensor, cipher: Cipher, pa
     used = int(torch.searchsorted(starts, len(words)))
     stego = cover.clone()
     before, after = cover.view(-1, SEGMENT), stego.view(-1, SEGMENT)
-    telling = (widths + width_shifts(len(widths), cipher, part)) % len(WIDTHS)
-    telling = telling[:used, None] // 3 ** torch.arange(TELLING) % 3
-    after[:used, :TELLING] = coupling(before[:used, :TELLING], telling, 3, limit)[0]
+    shifts, first = telling(len(widths), cipher, part)
+    told = ((widths + shifts) % len(WIDTHS))[:used, None] // 3 ** torch.arange(TELLING) % 3
+    cells = places(torch.arange(used), first, 0, TELLING)
+    after[cells] = coupling(before[cells], told, 3, limit)[0].to(cover.dtype)
     for width, segments in by_width(widths[:used]):
         index = starts[segments, None] + torch.arange(room_for(width))
         digits = digits_of(words[index.clamp(max=len(words) - 1)], width)
-        cells = segments[:, None], torch.arange(TELLING, TELLING + digits.shape[1])
+        cells = places(segments, first, TELLING, TELLING + digits.shape[1])
         after[cells] = coupling(before[cells], digits, width, limit)[0]
     return stego
 
@@ -167,13 +179,14 @@ def write_words(words: Tensor, cover: Tensor, widths: Tensor, cipher: Cipher, pa
 def read_words(stego: Tensor, cipher: Cipher, part: int) -> tuple[Tensor, Tensor]:
     """Inverse of `write_words`: all words [W] that a part's samples [n] hold, and `word_starts`."""
     coupling, segments = LatticeCoupling(), stego.view(-1, SEGMENT)
-    telling = coupling.inverse(segments[:, :TELLING], 0, 3)[1]
-    telling = (telling * 3 ** torch.arange(TELLING)).sum(1)
-    widths = (telling - width_shifts(len(telling), cipher, part)) % len(WIDTHS)
+    shifts, first = telling(len(segments), cipher, part)
+    cells = places(torch.arange(len(segments)), first, 0, TELLING)
+    told = (coupling.inverse(segments[cells], 0, 3)[1] * 3 ** torch.arange(TELLING)).sum(1)
+    widths = (told - shifts) % len(WIDTHS)
     starts = word_starts(widths)
     words = torch.zeros(int(starts[-1]), dtype=torch.long)
     for width, some in by_width(widths):
-        digits = coupling.inverse(segments[some, TELLING:], 0, width)[1]
+        digits = coupling.inverse(segments[places(some, first, TELLING, SEGMENT)], 0, width)[1]
         words[starts[some, None] + torch.arange(room_for(width))] = words_of(digits, width)
     return words, starts
 

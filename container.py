@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-MAGIC = b"WIW7"  # changes with anything that reveal must know, such as the size of parts
+MAGIC = b"WIW8"  # changes with anything that reveal must know, such as the size of parts
 FIELDS = struct.Struct(">4sQQIHB")  # the magic word, and what `Header` has
 NONCE_BYTES, CHECK_BYTES, SEAL_BYTES = 12, 4, 16
 HEADER_BYTES = NONCE_BYTES + FIELDS.size + CHECK_BYTES
@@ -45,22 +45,31 @@ class Damaged(ValueError):
     """The stego is not what `hide` made."""
 
 
-@dataclass(frozen=True)
 class Layout:
-    """Where header and seal lie: in the lowest `bits` (1, 2, 4) of every `spacing`-th sample."""
+    """How bytes lie in the lowest bits of samples: `byte_samples` to a byte. A header begins a
+    stego, a seal ends it."""
+
+    byte_samples: int
+
+    @property
+    def header_samples(self) -> int:
+        return HEADER_BYTES * self.byte_samples
+
+    @property
+    def seal_samples(self) -> int:
+        return SEAL_BYTES * self.byte_samples
+
+
+@dataclass(frozen=True)
+class Plain(Layout):
+    """The lowest `bits` (1, 2, 4) of every `spacing`-th sample are the content."""
 
     bits: int
     spacing: int
 
     @property
-    def header_samples(self) -> int:
-        """Samples at a stego's beginning among which the header lies."""
-        return HEADER_BYTES * 8 // self.bits * self.spacing
-
-    @property
-    def seal_samples(self) -> int:
-        """Samples at a stego's end among which the seal lies."""
-        return SEAL_BYTES * 8 // self.bits * self.spacing
+    def byte_samples(self) -> int:
+        return 8 // self.bits * self.spacing
 
     @property
     def mask(self) -> int:
@@ -69,29 +78,65 @@ class Layout:
     def targets(self, content: bytes) -> Tensor:
         """What the lowest bits of samples 0, spacing, 2 * spacing, ... are to be for these bytes:
         integers below 2 ** bits [8 / bits * len(content)]."""
-        values = torch.tensor(list(content))[:, None] >> torch.arange(0, 8, self.bits)
-        return (values & self.mask).flatten()
+        return _cut(content, self.bits)
 
     def write(self, samples: Tensor, content: bytes):
-        """Put bytes into samples, in place: [8 / bits * spacing * len(content)]."""
+        """Put bytes into samples [byte_samples * len(content)], in place."""
         chosen = samples[::self.spacing]
         chosen.copy_((chosen & ~self.mask) | self.targets(content).to(chosen.dtype))
 
     def read(self, samples: Tensor) -> bytes:
         """Inverse of `write`."""
-        values = (samples[::self.spacing] & self.mask).view(-1, 8 // self.bits)
-        return bytes((values << torch.arange(0, 8, self.bits)).sum(1).tolist())
+        return _joined(samples[::self.spacing] & self.mask, self.bits)
 
     def cleared(self, samples: Tensor) -> Tensor:
-        """A copy of samples in which all bits that `write` would set are 0."""
+        """A copy of samples in which all bits that `write` could change are 0."""
         samples = samples.clone()
         samples[::self.spacing] &= ~self.mask
         return samples
 
 
-DENSE = Layout(bits=2, spacing=1)  # of a lattice, which takes over low bits everywhere
-SPARSE = Layout(bits=1, spacing=4)  # of an INN, whose coefficients bear only a little noise
-LAYOUTS = DENSE, SPARSE
+@dataclass(frozen=True)
+class Coded(Layout):
+    """Four bits are the syndrome of the lowest bits of 15 samples by a Hamming code: the exclusive
+    or of the numbers, 1 to 15, of those that are odd. To change it to what it should be, one sample
+    changes by 1, of which nothing is to be heard or found (matrix embedding: Crandall 1998)."""
+
+    byte_samples = 30
+
+    def write(self, samples: Tensor, content: bytes):
+        """Put bytes into samples [byte_samples * len(content)], in place."""
+        blocks = samples.view(-1, 15)
+        number = self.syndromes(samples) ^ _cut(content, 4)
+        blocks ^= (number[:, None] == torch.arange(1, 16)).to(samples.dtype)
+
+    def read(self, samples: Tensor) -> bytes:
+        """Inverse of `write`."""
+        return _joined(self.syndromes(samples), 4)
+
+    def cleared(self, samples: Tensor) -> Tensor:
+        """A copy of samples in which all bits that `write` could change are 0."""
+        return samples & ~1
+
+    def syndromes(self, samples: Tensor) -> Tensor:
+        odd = (samples & 1).view(-1, 15)
+        return sum((odd @ (torch.arange(1, 16) >> i & 1).to(odd.dtype) & 1) << i for i in range(4))
+
+
+def _cut(content: bytes, bits: int) -> Tensor:
+    """Bytes as integers of `bits` bits, the lowest first [8 / bits * len(content)]."""
+    values = torch.tensor(list(content))[:, None] >> torch.arange(0, 8, bits)
+    return (values & ((1 << bits) - 1)).flatten()
+
+
+def _joined(values: Tensor, bits: int) -> bytes:
+    """Inverse of `_cut`."""
+    return bytes((values.view(-1, 8 // bits) << torch.arange(0, 8, bits)).sum(1).tolist())
+
+
+DENSE = Coded()  # of a lattice, whose cells leave no other trace where the cover is quiet
+SPARSE = Plain(bits=1, spacing=4)  # of an INN, which knows of these bits when it rounds
+LAYOUTS = DENSE, SPARSE, Plain(bits=2, spacing=1)  # the last is of former versions' lattices
 HEADER_SAMPLES = max(layout.header_samples for layout in LAYOUTS)  # enough for `Header.read`
 
 

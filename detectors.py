@@ -10,7 +10,7 @@ Four groups of features look at a file:
     bits    counts of small samples and differences, of pairs of values, of bits in each plane, of
             repeats
     floor   how low the spectrum falls, by band
-    places  how rough it is where a lattice would put its header, seal and widths
+    places  how rough it is where a lattice has header and seal, and in few samples of a segment
 
 Two classifiers take one group or more: an ensemble of Fisher's linear discriminants in random
 subspaces (Kodovsky, Fridrich and Holub, 2012), and ridge regression with a Gaussian kernel. Two
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cells import SEGMENT, TELLING
+from cells import SEGMENT
 from container import DENSE
 
 LEAST = 1536  # samples that features need
@@ -121,20 +121,21 @@ def floor(x: np.ndarray, size: int = 512) -> np.ndarray:
 
 
 def places(x: np.ndarray) -> np.ndarray:
-    """How rough samples [T] are, by the log of their third differences, at both ends against what
-    follows there, and in the first samples of segments against the others, by loudness."""
+    """How rough samples [T] are, by the log of their third differences, at both ends, where a
+    lattice has header and seal, against what follows there; and how much less rough than it is on
+    the whole a segment is in its roughest and its smoothest few samples, by loudness."""
     rough = np.log2(1 + np.abs(np.diff(x, 3)))
     values = []
     for end, count in ((rough, DENSE.header_samples), (rough[::-1], DENSE.seal_samples)):
-        first, *others = end[:6 * count].reshape(6, -1).mean(1)
-        values += [first, min(others), first - min(others), first - others[0]]
+        first, *others = np.array_split(end[:3 * count], 3)
+        for share in (0.25, 0.5, 0.75, 0.95):
+            at, *after = (np.quantile(some, share) for some in (first, *others))
+            values += [at, at - after[0], at - min(after)]
     segments = rough[DENSE.header_samples:]
     segments = segments[:len(segments) // SEGMENT * SEGMENT].reshape(-1, SEGMENT)
     for some in np.array_split(segments[segments.mean(1).argsort()], (2, len(segments) // 4)):
-        if len(some):
-            values += list(some[:, :TELLING + 4].mean(0) - some[:, TELLING + 4:].mean())
-        else:
-            values += (TELLING + 4) * [0.0]
+        few = np.quantile(some, (0.01, 0.03, 0.97, 0.99), 1).mean(1) if len(some) else np.zeros(4)
+        values += list(few - some.mean() if len(some) else few)
     return np.array(values)
 
 

@@ -32,6 +32,7 @@ import container
 from cells import (
     LEAST_SAMPLES,
     MASKING,
+    SEGMENT,
     Part,
     choose_widths,
     noise_floors,
@@ -52,13 +53,13 @@ RESIDUAL = 14  # the class of what rounding a lossless block's samples leaves
 
 # How `fit` searches; found by trial on speech.
 FINEST_STEP, COARSEST_STEP = -64, 64 * 20
-PROBED_BLOCKS, PROBED_FRAMES = 24, 40  # what is measured of a secret that has more blocks
+PROBED_BLOCKS, PROBED_FRAMES = 48, 24  # what is measured of a secret that has far more
 PROBE_MARGIN = 0.991  # a part of the bits, left for what the other blocks take above these
 COST_OF_SIZE, COST_OF_SQUARE = 2.2, -0.1  # the first guess of a frame's bits, by mean log2 size
 SAVED_BY_SHAPING = 0.95  # of COST_OF_SIZE, by a shaping of 1: steps of loud frames are coarser
 # With few bits, noise is better where it is loud: most shaping below 3.1 bits a coefficient. From
-# 5.9 bits on nobody hears it, and the SNR counts.
-SHAPING_AT_NO_BITS, SHAPING_LOST_BY_BIT, MOST_SHAPING = 1.9, 0.32, 0.9
+# 5 bits on nobody hears it, and the SNR counts.
+SHAPING_AT_NO_BITS, SHAPING_LOST_BY_BIT, MOST_SHAPING = 2.35, 0.47, 0.9
 
 
 @dataclass
@@ -163,9 +164,9 @@ class Lattice(nn.Module):
             raise ValueError("the cover is too short for any secret")
         header = self.header(len(samples), len(pcm), pcm.shape[1], sample_rate)
         cipher = Cipher(key)
-        error = samples.double().square().mean().item() / 10 ** (snr / 10)
         floors = noise_floors(samples[DENSE.header_samples:-DENSE.seal_samples], cover.dim())
-        widths = choose_widths(floors, error, masking, depth)
+        noise = samples.double().square().sum().item() / 10 ** (snr / 10)
+        widths = choose_widths(floors, noise / (SEGMENT * len(floors)), masking, depth)
         stego, decoded = samples.clone(), torch.zeros(pcm.shape, dtype=torch.float64)
         for part in parts_of(header):
             before = samples[part.samples], pcm[part.secret]
@@ -298,7 +299,7 @@ class Lattice(nn.Module):
         room = words - 1 - 3 * blocks
         lanes_ends = blocks * 3 * bands // 16  # in words: a lane's state takes 48 bits too many
         budget = 32 * (room - lanes_ends) / total  # bits a coefficient
-        budget *= PROBE_MARGIN if blocks > PROBED_BLOCKS else 1
+        budget *= PROBE_MARGIN if 2 * blocks > PROBED_BLOCKS else 1
         if shaping is None:
             wanted = SHAPING_AT_NO_BITS - SHAPING_LOST_BY_BIT * budget
             shaping = round(256 * min(MOST_SHAPING, max(0.0, wanted)))
@@ -316,17 +317,17 @@ class Lattice(nn.Module):
         best = None
         for _ in range(20):
             result, excess = attempt(Mode(step, shaping, False, rotated))
-            bits = 32 * excess / total  # a coefficient; 64 steps change them by 1 without shaping
+            bits = 32 * excess / total  # a coefficient
+            steps = 64 * bits / (1 - 0.7 * shaping / 256)  # about, that change them by as much
             if bits <= 0:
                 best = result
                 if bits > -0.05 * budget or step <= FINEST_STEP:  # full enough
                     break
-                step = max(FINEST_STEP, step - max(1, round(-50 * bits)))
+                step = max(FINEST_STEP, step + min(-1, round(0.8 * steps)))
             elif best or step == COARSEST_STEP:
                 break
             else:
-                more = 80 * bits / (1 - 0.7 * shaping / 256)
-                step = min(COARSEST_STEP, step + 1 + round(more))
+                step = min(COARSEST_STEP, step + 1 + round(1.25 * steps))
         if not best:
             raise ValueError("the cover is too short for this secret; take a longer one, or a "
                              "lower SNR")
@@ -342,8 +343,8 @@ class Lattice(nn.Module):
         frames, _, blocks = coefficients.shape
         thin = coefficients[::math.ceil(frames * blocks / 2048)]
         probe, settled = coefficients, slice(None)
-        if blocks > PROBED_BLOCKS:
-            some = torch.linspace(0, blocks - 1, PROBED_BLOCKS).long()
+        if 2 * blocks > PROBED_BLOCKS:
+            some = torch.linspace(0, blocks - 1, min(blocks, PROBED_BLOCKS)).long()
             probe = coefficients[:PROBED_FRAMES, :, some]
             settled = slice(4, None)  # what comes first in a block costs more
 
@@ -367,6 +368,7 @@ class Lattice(nn.Module):
             costs = costs.flatten().to(function)[:, None]
             sizes = powers_of_size(probe[settled], step)
             function, last = torch.linalg.lstsq(sizes, costs).solution[:, 0], step
+            function *= costs.mean() / (sizes @ function).mean().clamp_min(1e-9)
         return step
 
     def compress(self, secret: Tensor, coefficients: Tensor, mode: Mode

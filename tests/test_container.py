@@ -31,22 +31,37 @@ def check(stego, header, cipher):
 @LAYOUTS
 def test_bits_in_samples(layout):
     content = bytes(range(0, 250, 10))
-    samples = noise(25 * 8 // layout.bits * layout.spacing)
+    samples = noise(25 * layout.byte_samples)
     before = samples.clone()
     layout.write(samples, content)
     assert layout.read(samples) == content
-    chosen = samples[::layout.spacing]
-    assert torch.equal(chosen & layout.mask, layout.targets(content).int())
-    assert (samples - before).abs().max() <= layout.mask
-    assert (samples != before).sum() <= len(chosen), "the others stay"
-    assert torch.equal(samples >> layout.bits, before >> layout.bits)
-    assert layout.read(layout.cleared(samples)) == bytes(len(content))
-    assert layout.read(samples) == content, "that was a copy"
+    assert torch.equal(samples >> 1, before >> 1), "only the lowest bits"
+    assert torch.equal(layout.cleared(samples), layout.cleared(before))
+    layout.write(samples, content)
+    assert layout.read(samples) == content and layout.read(layout.cleared(samples)) == bytes(25)
+
+
+def test_few_samples_change():
+    """In the lattice's layout, at most one of 15; in the other, every fourth may."""
+    samples = noise(1500)
+    before = samples.clone()
+    DENSE.write(samples, bytes(range(50)))
+    changes = (samples != before).view(-1, 15).sum(1)
+    assert changes.max() == 1 and changes.float().mean() > 0.8
+    for place in range(1500):  # any one that changes is noticed
+        samples[place] ^= 1
+        assert DENSE.read(samples) != bytes(range(50))
+        samples[place] ^= 1
+    samples, before = noise(1600), noise(1600)
+    SPARSE.write(samples, bytes(range(50)))
+    assert torch.equal(samples[::4] & 1, SPARSE.targets(bytes(range(50))).int())
+    samples[::4] = before[::4]
+    assert torch.equal(samples, before)
 
 
 def test_sizes():
-    """The lattice's format depends on them."""
-    assert (DENSE.header_samples, DENSE.seal_samples) == (172, 64)
+    """The format depends on them."""
+    assert (DENSE.header_samples, DENSE.seal_samples) == (1290, 480)
     assert (SPARSE.header_samples, SPARSE.seal_samples) == (1376, 512)
 
 
@@ -84,7 +99,8 @@ def test_what_cannot_be_read(layout):
 @LAYOUTS
 def test_a_former_version_is_told(layout):
     stego = noise(16000)
-    DENSE.write(stego[:DENSE.header_samples], FORMER_HEADER)
+    former = container.LAYOUTS[-1]
+    former.write(stego[:former.header_samples], FORMER_HEADER)
     with pytest.raises(OtherVersion, match="another version"):
         Header.read(stego, None, MODEL, layout)
 

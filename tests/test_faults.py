@@ -16,7 +16,7 @@ from torchaudio.functional import resample
 
 import sound
 import stego
-from container import DENSE, SPARSE
+from container import LAYOUTS, SPARSE
 from helpers import FORMER_HEADER, HIDE, INN, LATTICE, finish, launch, run_stego, voice
 
 
@@ -50,7 +50,7 @@ def folder(tmp_path_factory):
     write("three.wav", np.stack([cover] * 3, 1))
     write("six.wav", np.stack([secret] * 6, 1))
     write("tiny.wav", cover[:600])
-    write("small.wav", cover[:800])
+    write("small.wav", cover[:2300])
     write("one.wav", cover[:1])
     write("long.wav", voice(1.5, 16000, 4))
     write("slow.wav", voice(1.5, 8000, 4), 8000)
@@ -98,9 +98,10 @@ def folder(tmp_path_factory):
     write("begins_late.wav", x[1:])
     write("appended.wav", np.append(x, x[:5]))
     write("header_only.wav", x[:SPARSE.header_samples])
-    write("lattice_header.wav", soundfile.read(folder / "lattice.wav", dtype="int16")[0][:200])
+    write("lattice_header.wav", soundfile.read(folder / "lattice.wav", dtype="int16")[0][:1300])
     former = torch.from_numpy(x.astype(np.int32))
-    DENSE.write(former[:DENSE.header_samples], FORMER_HEADER)
+    layout = LAYOUTS[-1]
+    layout.write(former[:layout.header_samples], FORMER_HEADER)
     write("former.wav", former.numpy().astype(np.int16))
     write("scaled.wav", (0.99 * x).round().astype(np.int16))
     there_and_back = resample(resample(torch.from_numpy(x / 32768).float(), 4, 3), 3, 4)
@@ -160,7 +161,7 @@ FAULTS = [
     (hiding("tiny.wav", "one.wav"),
      "tiny.wav has 600 samples, too short to hide anything in; a cover needs at least 1888"),
     (hiding("tiny.wav", "one.wav", "--model", LATTICE),
-     "tiny.wav has 600 samples, too short to hide anything in; a cover needs at least 748"),
+     "tiny.wav has 600 samples, too short to hide anything in; a cover needs at least 2282"),
     (hiding("one.wav", "one.wav"), "one.wav has 1 samples, too short"),
     (hiding("small.wav", "small.wav", "--snr", "90", "--model", LATTICE),
      "small.wav: the cover is too short for this secret; take a longer one, or a lower SNR"),
@@ -250,7 +251,7 @@ FAULTS = [
     (revealing("begins_late.wav"), "begins_late.wav: " + GONE),
     (revealing("header_only.wav"), "header_only.wav: it was cut: 1376 of 16000 samples are left"),
     (revealing("lattice_header.wav", "--model", LATTICE),
-     "lattice_header.wav: it was cut: 200 of 16000 samples are left"),
+     "lattice_header.wav: it was cut: 1300 of 16000 samples are left"),
     (revealing("lattice_header.wav", "--force", "--model", LATTICE),
      "lattice_header.wav: the secret was changed or cut off; nothing is left of it"),
     (revealing("scaled.wav"), "scaled.wav: " + GONE),

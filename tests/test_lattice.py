@@ -10,7 +10,7 @@ import coder
 import lattice
 import quantiser
 import wavinwav
-from cells import SEGMENT, parts_of, read_words
+from cells import SEGMENT, parts_of, read_words, telling
 from container import DENSE, Cipher, Damaged, Header, NoSecret, OtherModel, sealed
 from helpers import INN, LATTICE, SECRET, likeness, pcm, snr, speechlike
 from lattice import Lattice, LatticeConfig
@@ -199,7 +199,9 @@ def test_damage_stays_in_its_block(model, place):
     cover, secret = pcm(12 * 16000, seed=11), pcm(12 * 16000, seed=12)
     stego, _ = model.hide(cover, secret, snr=45)
     whole = model.reveal(stego)[1]
-    damaged = changed(stego, DENSE.header_samples + 160 * SEGMENT + place)
+    first = telling(375, Cipher(), 0)[1][160].item()
+    place = DENSE.header_samples + 160 * SEGMENT + (first + place) % SEGMENT
+    damaged = changed(stego, place)
     with pytest.raises(Damaged, match="changed after it was made"):
         model.reveal(damaged)
     with pytest.warns(UserWarning, match="1 of 3 blocks"):
@@ -222,7 +224,7 @@ def test_what_was_cut_off_is_silent(model):
     with pytest.warns(UserWarning, match="1 of 3 blocks"):
         cut = model.reveal(stego[:-8000], force=True)[1]
     assert torch.equal(cut[:8 * 16000], whole[:8 * 16000]) and not cut[9 * 16000:].any()
-    for length in (DENSE.header_samples, DENSE.header_samples + 1, 1000, 2000, 5000):
+    for length in (DENSE.header_samples, DENSE.header_samples + 1, 2000, 5000):
         with pytest.raises(Damaged, match="cut off"):
             model.reveal(stego[:length], force=True)
 

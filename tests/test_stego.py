@@ -152,7 +152,7 @@ print(model.reveal(stego)[1].shape, (model.reveal(stego, r)[1] - secret).abs().m
 @pytest.mark.parametrize("channels, secret_channels", [(1, 1), (2, 1), (2, 2), (1, 2)])
 def test_any_rate_and_channels(tmp_path, model, rate, channels, secret_channels, capsys):
     def sound(n, seed):
-        return np.stack([0.3 * voice(0.3, rate, seed + 10 * c) for c in range(n)], 1)
+        return np.stack([0.3 * voice(1, rate, seed + 10 * c) for c in range(n)], 1)
 
     soundfile.write(tmp_path / "cover.flac", sound(channels, 1), rate)
     soundfile.write(tmp_path / "secret.wav", sound(secret_channels, 2), rate)
@@ -162,13 +162,13 @@ def test_any_rate_and_channels(tmp_path, model, rate, channels, secret_channels,
     stego_snr, secret_snr = stego.hide(*paths[:3], model)
     low = rate == 8000
     least = (51.4, 25 if low else 30) if isinstance(model, Lattice) else (46.5, 15 if low else 28)
-    assert stego_snr > least[0], "of 2400 samples, an INN's header is much"
+    assert stego_snr > least[0]
     assert secret_snr > least[1]
     assert ("mixed to one channel" in capsys.readouterr().err) == (channels < secret_channels)
     stego.reveal(paths[2], paths[3], model)
     info = soundfile.info(paths[3])
     assert (info.samplerate, info.channels) == (rate, min(channels, secret_channels))
-    assert info.frames == int(0.3 * rate)
+    assert info.frames == rate
 
 
 @EITHER
@@ -190,8 +190,8 @@ def test_round_lengths_in_stereo(tmp_path, model):
     ("PCM_U8", 16), ("PCM_16", 16), ("PCM_24", 24), ("PCM_32", 24), ("FLOAT", 24), ("DOUBLE", 24)])
 @EITHER
 def test_any_cover(tmp_path, subtype, depth, model):
-    soundfile.write(tmp_path / "cover.wav", voice(0.3, 16000, 1), 16000, subtype=subtype)
-    soundfile.write(tmp_path / "secret.wav", 0.3 * voice(0.3, 16000, 2), 16000)
+    soundfile.write(tmp_path / "cover.wav", voice(1, 16000, 1), 16000, subtype=subtype)
+    soundfile.write(tmp_path / "secret.wav", 0.3 * voice(1, 16000, 2), 16000)
     model = stego.load_model(model)
     paths = [str(tmp_path / name) for name in ("cover.wav", "secret.wav", "stego.wav", "found.wav")]
     _, secret_snr = stego.hide(*paths[:3], model, snr=41)
