@@ -9,7 +9,7 @@ the work, and memory does not grow.
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from container import DENSE, Cipher, Header
 SEGMENT = 512  # samples
 TELLING = 4  # samples of a segment that tell the width of the others' cells
 WIDTHS = [1] + [round(2 ** (i / 4)) for i in range(4, 3 + 3 ** TELLING)]  # in quarter octaves
+SHIFTS = 64  # of a segment's numbers, in turn
 PART_SEGMENTS = 10240  # in a part, at most: 5 minutes at 16 kHz
 LEAST_SAMPLES = DENSE.header_samples + DENSE.seal_samples + SEGMENT  # of a cover
 FRAME, BANDS = 256, 8  # samples and bands of the spectra by which noise floors are found
@@ -168,9 +169,11 @@ def write_words(words: Tensor, cover: Tensor, widths: Tensor, cipher: Cipher, pa
     told = ((widths + shifts) % len(WIDTHS))[:used, None] // 3 ** torch.arange(TELLING) % 3
     cells = places(torch.arange(used), first, 0, TELLING)
     after[cells] = coupling(before[cells], told, 3, limit)[0].to(cover.dtype)
+    shifts = digit_shifts(len(widths), cipher, part)
     for width, segments in by_width(widths[:used]):
         index = starts[segments, None] + torch.arange(room_for(width))
-        digits = digits_of(words[index.clamp(max=len(words) - 1)], width)
+        held = words[index.clamp(max=len(words) - 1)]
+        digits = digits_of(held, width, shifts(width, segments))
         cells = places(segments, first, TELLING, TELLING + digits.shape[1])
         after[cells] = coupling(before[cells], digits, width, limit)[0]
     return stego
@@ -185,9 +188,11 @@ def read_words(stego: Tensor, cipher: Cipher, part: int) -> tuple[Tensor, Tensor
     widths = (told - shifts) % len(WIDTHS)
     starts = word_starts(widths)
     words = torch.zeros(int(starts[-1]), dtype=torch.long)
+    shifts = digit_shifts(len(widths), cipher, part)
     for width, some in by_width(widths):
         digits = coupling.inverse(segments[places(some, first, TELLING, SEGMENT)], 0, width)[1]
-        words[starts[some, None] + torch.arange(room_for(width))] = words_of(digits, width)
+        found = words_of(digits, width, shifts(width, some))
+        words[starts[some, None] + torch.arange(room_for(width))] = found
     return words, starts
 
 
@@ -203,14 +208,32 @@ def room_for(width: int) -> int:
     """Words that a segment holds in cells of a width."""
     if width == 1:
         return 0
-    digits, bits = radix(width)
-    return (SEGMENT - TELLING) // digits * bits // 32
+    return numbers_in(width) * radix(width)[1] // 32
 
 
-def digits_of(words: Tensor, width: int) -> Tensor:
-    """Words of segments [N, room_for(width)] as digits of a base [N, n]."""
+def digit_shifts(segments: int, cipher: Cipher, part: int) -> Callable[[int, Tensor], Tensor]:
+    """A function of a width and some of so many segments [N] that have it: what is added to each
+    number whose digits they hold, modulo as many as there are [N, numbers]. Without it, numbers
+    below a power of 2 would leave some digits rarer than others, which a detector can count."""
+    stream = cipher.words(b"digits %d\0" % part, segments * SHIFTS).view(segments, SHIFTS)
+
+    def shifts(width, some):
+        share = stream[some][:, torch.arange(numbers_in(width)) % SHIFTS].double() * 2 ** -32
+        return (share * width ** radix(width)[0]).long()
+
+    return shifts
+
+
+def numbers_in(width: int) -> int:
+    """How many numbers a segment's digits make."""
+    return (SEGMENT - TELLING) // radix(width)[0]
+
+
+def digits_of(words: Tensor, width: int, shifts: Tensor) -> Tensor:
+    """Words of segments [N, room_for(width)] as digits of a base [N, n], by `digit_shifts`."""
     digits, bits = radix(width)
     numbers = recut(words, 32, bits)
+    numbers = (numbers + shifts[:, :numbers.shape[1]]) % width ** digits
     result = torch.empty(digits, *numbers.shape, dtype=torch.int32)
     for digit in result:
         quotient = numbers // width
@@ -219,13 +242,14 @@ def digits_of(words: Tensor, width: int) -> Tensor:
     return result.permute(1, 2, 0).flatten(1)
 
 
-def words_of(digits: Tensor, width: int) -> Tensor:
+def words_of(digits: Tensor, width: int, shifts: Tensor) -> Tensor:
     """Inverse of `digits_of`: the words in all digits of segments [N, SEGMENT - TELLING]."""
     count, bits = radix(width)
     groups = digits[:, :digits.shape[1] // count * count].unflatten(1, (-1, count))
     numbers = 0
     for digit in reversed(groups.unbind(2)):
         numbers = numbers * width + digit.long()
+    numbers = (numbers - shifts) % width ** count & ((1 << bits) - 1)
     return recut(numbers, bits, 32)[:, :room_for(width)]
 
 

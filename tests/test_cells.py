@@ -32,10 +32,22 @@ def test_words_and_digits(width):
     room, samples = cells.room_for(width), SEGMENT - TELLING
     assert room > 0.97 * samples * math.log2(width) / 32 - 1, "little is wasted"
     words = torch.randint(1 << 32, (9, room))
-    digits = cells.digits_of(words, width)
+    shifts = cells.digit_shifts(9, Cipher("key"), 0)(width, torch.arange(9))
+    digits = cells.digits_of(words, width, shifts)
     assert 0 <= digits.min() and digits.max() < width and digits.shape[1] <= samples
     unused = torch.randint(width, (9, samples - digits.shape[1]))
-    assert torch.equal(cells.words_of(torch.cat([digits, unused], 1), width), words)
+    assert torch.equal(cells.words_of(torch.cat([digits, unused], 1), width, shifts), words)
+
+
+@pytest.mark.parametrize("width", [3, 7, 11])
+def test_all_digits_are_equally_likely(width):
+    """In every place, though the numbers that they spell are below a power of 2."""
+    torch.manual_seed(0)
+    shifts = cells.digit_shifts(4000, Cipher(), 0)(width, torch.arange(4000))
+    words = torch.randint(1 << 32, (4000, cells.room_for(width)))
+    digits = cells.digits_of(words, width, shifts)
+    shares = torch.stack([(digits == digit).double().mean(0) for digit in range(width)])
+    assert (shares - 1 / width).abs().max() < 0.05, "six standard deviations"
 
 
 @pytest.mark.parametrize("depth, key", [(16, None), (24, "key")])
