@@ -165,8 +165,8 @@ def write_words(words: Tensor, cover: Tensor, widths: Tensor, cipher: Cipher, pa
     used = int(torch.searchsorted(starts, len(words)))
     stego = cover.clone()
     before, after = cover.view(-1, SEGMENT), stego.view(-1, SEGMENT)
-    shifts, first = telling(len(widths), cipher, part)
-    told = ((widths + shifts) % len(WIDTHS))[:used, None] // 3 ** torch.arange(TELLING) % 3
+    added, first = telling(len(widths), cipher, part)
+    told = ((widths + added) % len(WIDTHS))[:used, None] // 3 ** torch.arange(TELLING) % 3
     cells = places(torch.arange(used), first, 0, TELLING)
     after[cells] = coupling(before[cells], told, 3, limit)[0].to(cover.dtype)
     shifts = digit_shifts(len(widths), cipher, part)
@@ -182,10 +182,10 @@ def write_words(words: Tensor, cover: Tensor, widths: Tensor, cipher: Cipher, pa
 def read_words(stego: Tensor, cipher: Cipher, part: int) -> tuple[Tensor, Tensor]:
     """Inverse of `write_words`: all words [W] that a part's samples [n] hold, and `word_starts`."""
     coupling, segments = LatticeCoupling(), stego.view(-1, SEGMENT)
-    shifts, first = telling(len(segments), cipher, part)
+    added, first = telling(len(segments), cipher, part)
     cells = places(torch.arange(len(segments)), first, 0, TELLING)
     told = (coupling.inverse(segments[cells], 0, 3)[1] * 3 ** torch.arange(TELLING)).sum(1)
-    widths = (told - shifts) % len(WIDTHS)
+    widths = (told - added) % len(WIDTHS)
     starts = word_starts(widths)
     words = torch.zeros(int(starts[-1]), dtype=torch.long)
     shifts = digit_shifts(len(widths), cipher, part)
