@@ -149,10 +149,11 @@ def telling(count: int, cipher: Cipher, part: int) -> tuple[Tensor, Tensor]:
     return words % len(WIDTHS), (words >> 16) % SEGMENT
 
 
-def places(segments: Tensor, first: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
-    """The samples `start` to `stop` of segments [N], in the order in which they are used, as an
-    index into samples [segments, 512]: from the first that tells the width on, round to it."""
-    return segments[:, None], (first[segments, None] + torch.arange(start, stop)) % SEGMENT
+def places(segments: Tensor, first: Tensor, start: int, stop: int) -> Tensor:
+    """Where in a part the samples `start` to `stop` of segments [N] lie, in the order in which they
+    are used: from the first that tells the width on, round to it. [N * (stop - start)]"""
+    turned = (first[segments, None] + torch.arange(start, stop)).bitwise_and_(SEGMENT - 1)
+    return turned.add_(segments[:, None], alpha=SEGMENT).flatten()
 
 
 # ---------------------------------------------------------------- words
@@ -164,33 +165,36 @@ def write_words(words: Tensor, cover: Tensor, widths: Tensor, cipher: Cipher, pa
     coupling, limit, starts = LatticeCoupling(), 1 << (depth - 1), word_starts(widths)
     used = int(torch.searchsorted(starts, len(words)))
     stego = cover.clone()
-    before, after = cover.view(-1, SEGMENT), stego.view(-1, SEGMENT)
     added, first = telling(len(widths), cipher, part)
     told = ((widths + added) % len(WIDTHS))[:used, None] // 3 ** torch.arange(TELLING) % 3
     cells = places(torch.arange(used), first, 0, TELLING)
-    after[cells] = coupling(before[cells], told, 3, limit)[0].to(cover.dtype)
+    told = coupling(cover[cells], told.flatten(), 3, limit)[0]
+    stego.index_copy_(0, cells, told.to(cover.dtype))
     shifts = digit_shifts(len(widths), cipher, part)
     for width, segments in by_width(widths[:used]):
         index = starts[segments, None] + torch.arange(room_for(width))
-        held = words[index.clamp(max=len(words) - 1)]
-        digits = digits_of(held, width, shifts(width, segments))
+        some = words[index.clamp(max=len(words) - 1)]
+        digits = digits_of(some, width, shifts(width, segments))
         cells = places(segments, first, TELLING, TELLING + digits.shape[1])
-        after[cells] = coupling(before[cells], digits, width, limit)[0]
+        held = coupling(cover.index_select(0, cells), digits.flatten(), width, limit)[0]
+        stego.index_copy_(0, cells, held)
     return stego
 
 
 def read_words(stego: Tensor, cipher: Cipher, part: int) -> tuple[Tensor, Tensor]:
     """Inverse of `write_words`: all words [W] that a part's samples [n] hold, and `word_starts`."""
-    coupling, segments = LatticeCoupling(), stego.view(-1, SEGMENT)
-    added, first = telling(len(segments), cipher, part)
-    cells = places(torch.arange(len(segments)), first, 0, TELLING)
-    told = (coupling.inverse(segments[cells], 0, 3)[1] * 3 ** torch.arange(TELLING)).sum(1)
+    coupling, count = LatticeCoupling(), len(stego) // SEGMENT
+    added, first = telling(count, cipher, part)
+    cells = places(torch.arange(count), first, 0, TELLING)
+    told = coupling.inverse(stego[cells].view(-1, TELLING), 0, 3)[1]
+    told = (told * 3 ** torch.arange(TELLING)).sum(1)
     widths = (told - added) % len(WIDTHS)
     starts = word_starts(widths)
     words = torch.zeros(int(starts[-1]), dtype=torch.long)
     shifts = digit_shifts(len(widths), cipher, part)
     for width, some in by_width(widths):
-        digits = coupling.inverse(segments[places(some, first, TELLING, SEGMENT)], 0, width)[1]
+        samples = stego.index_select(0, places(some, first, TELLING, SEGMENT))
+        digits = coupling.inverse(samples.view(len(some), -1), 0, width)[1]
         found = words_of(digits, width, shifts(width, some))
         words[starts[some, None] + torch.arange(room_for(width))] = found
     return words, starts
