@@ -317,8 +317,8 @@ def main(argv=None):
                              "bits there are)")
     hiding.add_argument("--masking", type=float, metavar="X",
                         help="lattice models: 0 changes all of the cover alike, which gives the "
-                             "secret most; up to 1 stays below the cover's own noise, which makes "
-                             f"it hard to find (default: {MASKING})")
+                             "secret most; up to 1 follows the cover's own noise, which makes "
+                             f"it harder to find (default: {MASKING})")
     hiding.add_argument("--depth", type=int, choices=(16, 24),
                         help="bits of the stego's samples: in 24 bits there is room for more "
                              "(default: 24 where the cover has more than 16)")
