@@ -95,10 +95,11 @@ def noise_floors(samples: Tensor, channels: int = 1) -> Tensor:
     return torch.cat(floors)
 
 
-def choose_widths(floors: Tensor, error: float, masking: float, depth: int) -> Tensor:
+def choose_widths(floors: Tensor, energy: float, masking: float, depth: int) -> Tensor:
     """The cells of each segment, as indices into WIDTHS, from `noise_floors`: their distortion is
-    proportional to that to the power of `masking`, up to a limit, and has a mean of at most
-    `error`; but the cells have a mean of one bit at least."""
+    proportional to that to the power of `masking`, up to a limit, and has at most this energy in
+    all; but the cells have a mean of one bit at least."""
+    error = energy / (SEGMENT * len(floors))  # of a sample
     # An even cell has no middle, which costs 3 / 12.
     distortion = torch.tensor([(width ** 2 + (-1 if width % 2 else 2)) / 12 for width in WIDTHS],
                               dtype=torch.float64)
@@ -168,16 +169,16 @@ def write_words(words: Tensor, cover: Tensor, widths: Tensor, cipher: Cipher, pa
     added, first = telling(len(widths), cipher, part)
     told = ((widths + added) % len(WIDTHS))[:used, None] // 3 ** torch.arange(TELLING) % 3
     cells = places(torch.arange(used), first, 0, TELLING)
-    told = coupling(cover[cells], told.flatten(), 3, limit)[0]
-    stego.index_copy_(0, cells, told.to(cover.dtype))
+    after = coupling(cover[cells], told.flatten(), 3, limit)[0]
+    stego.index_copy_(0, cells, after.to(cover.dtype))
     shifts = digit_shifts(len(widths), cipher, part)
     for width, segments in by_width(widths[:used]):
         index = starts[segments, None] + torch.arange(room_for(width))
-        some = words[index.clamp(max=len(words) - 1)]
-        digits = digits_of(some, width, shifts(width, segments))
+        held = words[index.clamp(max=len(words) - 1)]
+        digits = digits_of(held, width, shifts(width, segments))
         cells = places(segments, first, TELLING, TELLING + digits.shape[1])
-        held = coupling(cover.index_select(0, cells), digits.flatten(), width, limit)[0]
-        stego.index_copy_(0, cells, held)
+        after = coupling(cover.index_select(0, cells), digits.flatten(), width, limit)[0]
+        stego.index_copy_(0, cells, after)
     return stego
 
 

@@ -119,8 +119,10 @@ class Coded(Layout):
         return samples & ~1
 
     def syndromes(self, samples: Tensor) -> Tensor:
-        odd = (samples & 1).view(-1, 15)
-        return sum((odd @ (torch.arange(1, 16) >> i & 1).to(odd.dtype) & 1) << i for i in range(4))
+        """Four bits of each 15 samples, as integers."""
+        bit = torch.arange(4)
+        numbers = torch.arange(1, 16)[:, None] >> bit & 1
+        return (((samples & 1).long().view(-1, 15) @ numbers & 1) << bit).sum(1)
 
 
 def _cut(content: bytes, bits: int) -> Tensor:

@@ -122,8 +122,8 @@ def floor(x: np.ndarray, size: int = 512) -> np.ndarray:
 
 def places(x: np.ndarray) -> np.ndarray:
     """How rough samples [T] are, by the log of their third differences, at both ends, where a
-    lattice has header and seal, against what follows there; and how much less rough than it is on
-    the whole a segment is in its roughest and its smoothest few samples, by loudness."""
+    lattice has header and seal, against what follows there; and how far the smoothest and the
+    roughest few samples of segments are from the others, by loudness."""
     rough = np.log2(1 + np.abs(np.diff(x, 3)))
     values = []
     for end, count in ((rough, DENSE.header_samples), (rough[::-1], DENSE.seal_samples)):
@@ -134,8 +134,10 @@ def places(x: np.ndarray) -> np.ndarray:
     segments = rough[DENSE.header_samples:]
     segments = segments[:len(segments) // SEGMENT * SEGMENT].reshape(-1, SEGMENT)
     for some in np.array_split(segments[segments.mean(1).argsort()], (2, len(segments) // 4)):
-        few = np.quantile(some, (0.01, 0.03, 0.97, 0.99), 1).mean(1) if len(some) else np.zeros(4)
-        values += list(few - some.mean() if len(some) else few)
+        if len(some):
+            values += list(np.quantile(some, (0.01, 0.03, 0.97, 0.99), 1).mean(1) - some.mean())
+        else:
+            values += 4 * [0.0]
     return np.array(values)
 
 

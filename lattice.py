@@ -32,7 +32,6 @@ import container
 from cells import (
     LEAST_SAMPLES,
     MASKING,
-    SEGMENT,
     Part,
     choose_widths,
     noise_floors,
@@ -166,7 +165,7 @@ class Lattice(nn.Module):
         cipher = Cipher(key)
         floors = noise_floors(samples[DENSE.header_samples:-DENSE.seal_samples], cover.dim())
         noise = samples.double().square().sum().item() / 10 ** (snr / 10)
-        widths = choose_widths(floors, noise / (SEGMENT * len(floors)), masking, depth)
+        widths = choose_widths(floors, noise, masking, depth)
         stego, decoded = samples.clone(), torch.zeros(pcm.shape, dtype=torch.float64)
         for part in parts_of(header):
             before = samples[part.samples], pcm[part.secret]

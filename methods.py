@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import container
 import lattice
-from cells import LEAST_SAMPLES, MASKING, SEGMENT, choose_widths, noise_floors, parts_of
+from cells import LEAST_SAMPLES, MASKING, choose_widths, noise_floors, parts_of
 from command import StegoError
 from container import DENSE, SPARSE, Header
 from lattice import Lattice
@@ -232,8 +232,7 @@ class LatticeMethod:
         floors = torch.tensor(
             [floor for piece in cover.pieces(first, last)
              for floor in noise_floors(piece, cover.channels).tolist()], dtype=torch.double)
-        error = cover.energy / 10 ** (snr / 10) / (SEGMENT * len(floors))
-        widths = choose_widths(floors, error, masking, cover.depth)
+        widths = choose_widths(floors, cover.energy / 10 ** (snr / 10), masking, cover.depth)
         parts = parts_of(header)
 
         def work(part):

@@ -95,7 +95,7 @@ def test_widths_have_the_error_that_was_asked_for(error, masking):
     torch.manual_seed(0)
     decades = 6 * torch.rand(2000, dtype=torch.float64)
     floors = torch.rand(2000, dtype=torch.float64) * 10 ** decades
-    chosen = cells.choose_widths(floors, error, masking, 16)
+    chosen = cells.choose_widths(floors, error * 2000 * SEGMENT, masking, 16)
     widths = torch.tensor(WIDTHS).double()[chosen]
     distortion = ((widths ** 2 + torch.where(widths % 2 == 0, 2, -1)) / 12).mean().item()
     least = widths.log2().mean() <= 1  # bit a sample
@@ -106,11 +106,11 @@ def test_widths_have_the_error_that_was_asked_for(error, masking):
 
 def test_what_is_quiet_is_left_alone():
     floors = torch.tensor([0.0, 1e-3, 1.0, 1e2, 1e4, 1e6]).double().repeat_interleave(500)
-    chosen = cells.choose_widths(floors, 100.0, 1.0, 16)
+    chosen = cells.choose_widths(floors, 100.0 * 3000 * SEGMENT, 1.0, 16)
     widths = torch.tensor(WIDTHS).double()[chosen].view(6, 500)
     assert (widths[:3] == 1).all(), "far below the others"
     assert 1 < widths[4].min() < widths[5].max() < 6 * widths[4].min(), "the loudest is cut off"
-    silence = cells.choose_widths(torch.zeros(500).double(), 0.01, 1.0, 16)
+    silence = cells.choose_widths(torch.zeros(500).double(), 5.0 * SEGMENT, 1.0, 16)
     assert torch.tensor(WIDTHS)[silence].double().log2().mean() > 0.99, "a bit a sample, at least"
 
 

@@ -83,7 +83,7 @@ def test_crafted_modes(folder, mode):
     header = model.header(16000, 8000, 1, 16000)
     part, = parts_of(header)
     floors = noise_floors(x[DENSE.header_samples:-DENSE.seal_samples])
-    widths = choose_widths(floors, 1000.0, 0.5, 16)[part.segments]
+    widths = choose_widths(floors, 1000.0 * x.numel(), 0.5, 16)[part.segments]
     words = lattice.join_streams(mode, [torch.arange(200)], word_starts(widths), cipher, 0)
     x[part.samples] = write_words(words, x[part.samples], widths, cipher, 0, 16)
     x, = container.sealed([x], header, cipher)
