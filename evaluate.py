@@ -30,11 +30,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import lazy_torchaudio
-import pictures
-import sound
-from attacks import ATTACKS, attack_pair
-from baselines import (
+from evaluation import pictures
+from evaluation.attacks import ATTACKS, attack_pair
+from evaluation.baselines import (
     HERE,
     LATTICE_SNRS,
     SHIPPED,
@@ -45,21 +43,8 @@ from baselines import (
     opus,
     ours,
 )
-from checkpoint import replacing, temporary_name
-from command import (
-    Parser,
-    StegoError,
-    interrupt_on_signals,
-    mistakes_in_one_line,
-    say,
-    settle_streams,
-    tell,
-)
-from data import SILENCE, find_audio, read_crop
-from lazy_torchaudio import TorchaudioError, resample
-from methods import in_order
-from page import write_page
-from scores import (
+from evaluation.page import write_page
+from evaluation.scores import (
     COLUMNS,
     mean_interval,
     need,
@@ -69,7 +54,21 @@ from scores import (
     summary,
     write_pair,
 )
-from steganalysis import methods_to_detect, print_detections, steganalysis
+from evaluation.steganalysis import methods_to_detect, print_detections, steganalysis
+from files import lazy_torchaudio, sound
+from files.checkpoint import replacing, temporary_name
+from files.command import (
+    Parser,
+    StegoError,
+    interrupt_on_signals,
+    mistakes_in_one_line,
+    say,
+    settle_streams,
+    tell,
+)
+from files.lazy_torchaudio import TorchaudioError, resample
+from files.parts import in_order
+from training.data import SILENCE, find_audio, read_crop
 
 EXAMPLES = [os.path.join(HERE, "examples", f"{name}.wav") for name in ("cover", "secret")]
 

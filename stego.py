@@ -3,7 +3,7 @@
     python stego.py hide COVER SECRET -o STEGO.wav             # --snr 60: less change, less quality
     python stego.py reveal STEGO.wav -o SECRET.wav
     python stego.py hide COVER SECRET -o STEGO.wav --key       # asks; --key-file FILE reads one
-    python stego.py hide COVER SECRET -o STEGO.wav --model lattice.pt      # the highest quality
+    python stego.py hide COVER SECRET -o STEGO.wav --model lattice/lattice.pt  # the highest quality
 
 COVER and SECRET: WAV, FLAC, OGG, MP3 and what else libsndfile reads, one or two channels, any rate;
 `-` is the standard input. STEGO: WAV or FLAC of the cover's rate, channels and length, of 16 bits,
@@ -34,12 +34,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-import checkpoint
-import container
-import lattice
 import wavinwav
-from cells import MASKING
-from command import (
+from files import checkpoint, container
+from files.command import (
     Parser,
     StegoError,
     discard_output,
@@ -48,11 +45,10 @@ from command import (
     one_line,
     settle_streams,
 )
-from container import Cipher, Damaged, Header, NoSecret, OtherModel, OtherVersion
-from lattice import STEGO_SNR
-from lazy_torchaudio import TorchaudioError
-from methods import method_of
-from sound import (
+from files.container import Cipher, Damaged, Header, NoSecret, OtherModel, OtherVersion
+from files.lazy_torchaudio import TorchaudioError
+from files.parts import method_of
+from files.sound import (
     check_output,
     decibel,
     decode,
@@ -62,7 +58,10 @@ from sound import (
     resampled,
     writing,
 )
-from streams import standard_streams
+from files.streams import standard_streams
+from lattice import lattice
+from lattice.cells import MASKING
+from lattice.lattice import STEGO_SNR
 from wavinwav import LappedConfig
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -325,7 +324,8 @@ def main(argv=None):
     revealing.add_argument("--force", action="store_true",
                            help="reveal what is left in a file that was changed")
     for command in (hiding, revealing):
-        command.add_argument("--model", default=os.path.join(HERE, "wavinwav.pt"), metavar="FILE",
+        command.add_argument("--model", metavar="FILE",
+                             default=os.path.join(HERE, "models", "wavinwav.pt"),
                              help="the model, the same for hide and reveal "
                                   "(default: the wavinwav.pt beside this script)")
         keys = command.add_mutually_exclusive_group()

@@ -36,16 +36,14 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-import checkpoint
-import data
-import noise
-import run_folder
-from command import Parser, on_ending_signals, settle_streams, tell
-from data import RANK, WORLD, stop
 from discriminator import Adversary
-from lattice import LatticeConfig
-from lattice_objective import LatticeObjective
-from objective import LappedObjective, Objective
+from files import checkpoint
+from files.command import Parser, on_ending_signals, settle_streams, tell
+from lattice.lattice import LatticeConfig
+from lattice.train import LatticeObjective
+from training import data, noise, run_folder
+from training.data import RANK, WORLD, stop
+from training.losses import LappedObjective, Objective
 from wavinwav import Config
 
 PRESETS = {  # configuration, objective, and values for flags that have no other default

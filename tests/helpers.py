@@ -17,12 +17,13 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-import checkpoint
-import scores
+from evaluation import scores
+from files import checkpoint
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 COVER, SECRET = (os.path.join(ROOT, "examples", f"{name}.wav") for name in ("cover", "secret"))
-LATTICE, INN = (os.path.join(ROOT, f"{name}.pt") for name in ("lattice", "wavinwav"))
+LATTICE = os.path.join(ROOT, "lattice", "lattice.pt")
+INN, ROBUST = (os.path.join(ROOT, "models", f"{name}.pt") for name in ("wavinwav", "robust"))
 
 HIDE = "hide", "cover.wav", "secret.wav", "-o", "out.wav"
 WEIGHT_NORM = (  # what the old weight_norm calls its length and its direction, and the new one

@@ -5,10 +5,10 @@ import soundfile
 import torch
 from torch.nn import functional
 
-import attacks
-import sound
 import stego
-from baselines import ours
+from evaluation import attacks
+from evaluation.baselines import ours
+from files import sound
 from helpers import INN, LATTICE, pair_files, voice
 
 

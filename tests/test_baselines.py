@@ -9,10 +9,9 @@ import soundfile
 import torch
 from torch.nn import functional
 
-import baselines
-import scores
-import sound
-from attacks import delay
+from evaluation import baselines, scores
+from evaluation.attacks import delay
+from files import sound
 from helpers import INN, pair_files, voice
 from wavinwav import lapped
 

@@ -1,4 +1,4 @@
-"""bench.py: that it measures, and tells what; no times."""
+"""evaluation/speed.py: that it measures, and tells what; no times."""
 
 import re
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-import bench
+from evaluation import speed as bench
 from helpers import INN, ROOT
 
 
@@ -32,7 +32,7 @@ def test_recomputation_saves_memory(capsys):
     ([], "one of the arguments --speed --memory is required"),
     (["--speed", "--model", "none.pt"], "none.pt does not exist")])
 def test_faults_are_told_in_one_line(words, complaint):
-    done = subprocess.run([sys.executable, "bench.py", *words], cwd=ROOT, capture_output=True,
-                          text=True)
+    done = subprocess.run([sys.executable, "-m", "evaluation.speed", *words], cwd=ROOT,
+                          capture_output=True, text=True)
     assert done.returncode and done.stdout == "" and len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("error: ") and complaint in done.stderr

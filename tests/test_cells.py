@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-import cells
-from cells import SEGMENT, TELLING, WIDTHS, LatticeCoupling
-from container import DENSE, Cipher, Header
+from files.container import DENSE, Cipher, Header
+from lattice import cells
+from lattice.cells import SEGMENT, TELLING, WIDTHS, LatticeCoupling
 
 
 @pytest.mark.parametrize("width", [2, 3, 7, 16, 100, 1001, 4096])

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-import checkpoint
-from lattice import Lattice, LatticeConfig
+from files import checkpoint
+from lattice.lattice import Lattice, LatticeConfig
 
 
 def test_what_was_there_stays_after_a_fault(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from coder import CLASSES, SYMBOLS, TABLES, Coder
+from lattice.coder import CLASSES, SYMBOLS, TABLES, Coder
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,17 @@ permutation."""
 import pytest
 import torch
 
-import container
-from container import DENSE, SPARSE, Cipher, Damaged, Header, NoSecret, OtherModel, OtherVersion
+from files import container
+from files.container import (
+    DENSE,
+    SPARSE,
+    Cipher,
+    Damaged,
+    Header,
+    NoSecret,
+    OtherModel,
+    OtherVersion,
+)
 from helpers import FORMER_HEADER
 
 LAYOUTS = pytest.mark.parametrize("layout", [DENSE, SPARSE], ids=["dense", "sparse"])

@@ -8,8 +8,8 @@ import pytest
 import soundfile
 import torch
 
-import data
 from helpers import voice
+from training import data
 
 
 @pytest.fixture(scope="module")

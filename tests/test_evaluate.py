@@ -13,10 +13,8 @@ import numpy as np
 import pytest
 import soundfile
 
-import baselines
 import evaluate
-import pictures
-import scores
+from evaluation import baselines, pictures, scores
 from helpers import INN, ROOT, pair_files, voice
 
 

@@ -14,9 +14,9 @@ import soundfile
 import torch
 from torchaudio.functional import resample
 
-import sound
 import stego
-from container import LAYOUTS, SPARSE
+from files import sound
+from files.container import LAYOUTS, SPARSE
 from helpers import FORMER_HEADER, HIDE, INN, LATTICE, finish, launch, run_stego, voice
 
 

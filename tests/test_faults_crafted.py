@@ -7,15 +7,14 @@ import pytest
 import soundfile
 import torch
 
-import checkpoint
-import container
-import lattice
 import stego
-from cells import choose_widths, noise_floors, parts_of, word_starts, write_words
-from container import DENSE, Cipher, Header
+from files import checkpoint, container
+from files.container import DENSE, Cipher, Header
 from helpers import HIDE, INN, LATTICE, refused, voice, voices_in
 from helpers import run_inside as run
-from lattice import Mode
+from lattice import lattice
+from lattice.cells import choose_widths, noise_floors, parts_of, word_starts, write_words
+from lattice.lattice import Mode
 from wavinwav import Config, build
 
 

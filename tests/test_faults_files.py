@@ -15,10 +15,9 @@ import pytest
 import soundfile
 import torch
 
-import checkpoint
-import sound
 import stego
-from command import StegoError
+from files import checkpoint, sound
+from files.command import StegoError
 from helpers import HIDE, INN, LATTICE, ROOT, finish, launch, refused, voice, voices_in
 from helpers import run_inside as run
 from wavinwav import Config, build

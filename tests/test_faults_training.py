@@ -11,11 +11,11 @@ import pytest
 import soundfile
 import torch
 
-import checkpoint
-import data as data_module
 import wavinwav
+from files import checkpoint
 from helpers import INN, TINY, TINY_LATTICE, metrics, train_command, voice
 from train import main
+from training import data as data_module
 
 
 @pytest.fixture(scope="module")

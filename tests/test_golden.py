@@ -11,11 +11,11 @@ import pytest
 import soundfile
 
 import stego
-from container import OtherVersion
-from helpers import ROOT, voice
+from files.container import OtherVersion
+from helpers import INN, LATTICE, ROBUST, ROOT, voice
 
 FOLDER = os.path.join(ROOT, "tests", "golden")
-MODELS = {"wavinwav": 25, "lattice": 40, "robust": 5}  # and the secret's SNR in dB, at least
+MODELS = {"wavinwav": (INN, 25), "lattice": (LATTICE, 40), "robust": (ROBUST, 5)}  # dB, at least
 
 
 def sounds():
@@ -25,7 +25,7 @@ def sounds():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_golden_stego(name, tmp_path):
-    model = stego.load_model(os.path.join(ROOT, f"{name}.pt"))
+    model = stego.load_model(MODELS[name][0])
     found = str(tmp_path / "found.wav")
     try:
         stego.reveal(os.path.join(FOLDER, f"{name}.flac"), found, model)
@@ -35,7 +35,7 @@ def test_golden_stego(name, tmp_path):
     secret, found = sounds()[1], soundfile.read(found)[0]
     assert len(found) == len(secret)
     noise = np.sum((secret - found) ** 2)
-    assert 10 * np.log10(np.sum(secret ** 2) / noise) > MODELS[name]
+    assert 10 * np.log10(np.sum(secret ** 2) / noise) > MODELS[name][1]
 
 
 def make():
@@ -44,7 +44,7 @@ def make():
     for path, x in zip(paths, sounds()):
         soundfile.write(path, x, 8000)
     for name in MODELS:
-        model = stego.load_model(os.path.join(ROOT, f"{name}.pt"))
+        model = stego.load_model(MODELS[name][0])
         print(name, stego.hide(*paths, os.path.join(FOLDER, f"{name}.flac"), model, overwrite=True))
     for path in paths:
         os.remove(path)

@@ -7,14 +7,14 @@ import pytest
 import soundfile
 import torch
 
-import methods
-import sound
 import stego
 import wavinwav
-from container import SPARSE, Cipher, Header
+from files import parts as methods
+from files import sound
+from files.container import SPARSE, Cipher, Header
+from files.parts import InnMethod
+from files.sound import FULL_SCALE, StegoError
 from helpers import INN, likeness, pcm, snr, voice
-from methods import InnMethod
-from sound import FULL_SCALE, StegoError
 
 NAMES = "cover.wav", "secret.wav", "stego.wav", "found.wav"
 

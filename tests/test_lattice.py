@@ -4,16 +4,13 @@ import pytest
 import soundfile
 import torch
 
-import cells
-import checkpoint
-import coder
-import lattice
-import quantiser
 import wavinwav
-from cells import SEGMENT, parts_of, read_words, telling
-from container import DENSE, Cipher, Damaged, Header, NoSecret, OtherModel, sealed
+from files import checkpoint
+from files.container import DENSE, Cipher, Damaged, Header, NoSecret, OtherModel, sealed
 from helpers import INN, LATTICE, SECRET, likeness, pcm, snr, speechlike
-from lattice import Lattice, LatticeConfig
+from lattice import cells, coder, lattice, quantiser
+from lattice.cells import SEGMENT, parts_of, read_words, telling
+from lattice.lattice import Lattice, LatticeConfig
 
 
 def randomised(seed=0):

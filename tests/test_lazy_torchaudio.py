@@ -13,9 +13,9 @@ import soundfile
 import torch
 from torchaudio.functional import resample as reference
 
-import lazy_torchaudio
+from files import lazy_torchaudio
+from files.lazy_torchaudio import resample
 from helpers import COVER, ROOT, SECRET, TINY, voice
-from lazy_torchaudio import resample
 
 FAULTS = {
     "OSError": "libcudart.so.13: cannot open shared object file:\\n No such file or directory",
@@ -71,9 +71,10 @@ def test_hide_and_reveal_of_one_rate(folder, tmp_path, fault):
 
 def test_tensors(folder):
     program = """
-import torch, lattice, wavinwav
+import torch, wavinwav
+from lattice import lattice
 cover, secret = 0.1 * torch.randn(2, 16000)
-for model in lattice.load("lattice.pt"), wavinwav.load("wavinwav.pt"):
+for model in lattice.load("lattice/lattice.pt"), wavinwav.load("models/wavinwav.pt"):
     print(model.reveal(model.hide(cover, secret)[0])[1].shape)
 """
     done = run(folder, "OSError", "-c", program)

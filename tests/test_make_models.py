@@ -7,7 +7,7 @@ import sys
 import pytest
 import soundfile
 
-import baselines
+from evaluation import baselines
 from helpers import QUICK, ROOT, voice
 
 

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-import noise
-from noise import KINDS, NoiseLayer
+from training import noise
+from training.noise import KINDS, NoiseLayer
 
 RATE = 16000
 

@@ -14,12 +14,10 @@ import pytest
 import soundfile
 import torch
 
-import checkpoint
-import noise
 import train
 import wavinwav
-from data import Pairs, batches, find_audio, open_data
 from discriminator import Adversary
+from files import checkpoint
 from helpers import (
     QUICK,
     ROOT,
@@ -33,8 +31,10 @@ from helpers import (
     voice,
     weights,
 )
-from lattice_objective import table_settings
-from objective import PAIRS, LappedObjective, Objective, recompute, snr
+from lattice.train import table_settings
+from training import noise
+from training.data import Pairs, batches, find_audio, open_data
+from training.losses import PAIRS, LappedObjective, Objective, recompute, snr
 
 SHORT = ["--crop", "0.134"]  # just the longest window of the discriminator
 HUB = '''

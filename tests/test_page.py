@@ -10,11 +10,11 @@ import soundfile
 import torch
 
 import evaluate
-import page
-import sound
-from baselines import lsb, opus
+from evaluation import page
+from evaluation.baselines import lsb, opus
+from evaluation.scores import signal
+from files import sound
 from helpers import INN, LATTICE, voice
-from scores import signal
 
 
 class Tags(html.parser.HTMLParser):

@@ -17,13 +17,12 @@ import torch
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-import checkpoint
 import stego
-from helpers import INN, LATTICE, ROOT
-from sound import decibel
+from files import checkpoint
+from files.sound import decibel
+from helpers import INN, LATTICE, ROBUST
 from wavinwav import Config, build
 
-ROBUST = os.path.join(ROOT, "robust.pt")
 EXAMPLES = int(os.environ.get("EXAMPLES", 80))  # of each of four models
 RATES = (1, 11025, 16000, 44100, 44101, 48000, 192000, 516000, 655350, 655351, 1 << 31)
 FORMS = {"WAV": "PCM_16 PCM_24 PCM_32 PCM_U8 FLOAT DOUBLE ULAW ALAW GSM610 IMA_ADPCM MS_ADPCM",

@@ -15,7 +15,7 @@ with open(os.path.join(ROOT, "README.md")) as file:
 def test_python_runs_with_two_files_copied(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
     assert blocks
-    for name in ("wavinwav.py", "wavinwav.pt"):
+    for name in ("wavinwav.py", "models/wavinwav.pt"):
         shutil.copy(os.path.join(ROOT, name), tmp_path)
     program = "".join(blocks) + "assert (secret_ - secret).norm() < 0.1 * secret.norm()"
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True,

@@ -6,10 +6,7 @@ import pytest
 import soundfile
 import torch
 
-import noise
-import sound
-from helpers import COVER, pair_files
-from scores import (
+from evaluation.scores import (
     DIGITS,
     cell,
     lsd,
@@ -20,6 +17,9 @@ from scores import (
     speech_scores,
     summary,
 )
+from files import sound
+from helpers import COVER, pair_files
+from training import noise
 
 
 class Copy:

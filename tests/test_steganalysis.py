@@ -8,10 +8,9 @@ import pytest
 import soundfile
 import torch
 
-import detectors
 import evaluate
-import steganalysis
-from baselines import lsb, plus_minus
+from evaluation import detectors, steganalysis
+from evaluation.baselines import lsb, plus_minus
 from helpers import INN, voice
 
 

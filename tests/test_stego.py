@@ -16,11 +16,11 @@ import soundfile
 import torch
 from torchaudio.functional import resample
 
-import cells
-import sound
 import stego
+from files import sound
 from helpers import COVER, INN, LATTICE, ROOT, SECRET, printed_snrs, run_stego, voice
-from lattice import Lattice
+from lattice import cells
+from lattice.lattice import Lattice
 
 EITHER = pytest.mark.parametrize("model", [LATTICE, INN], ids=["lattice", "INN"])
 
@@ -118,7 +118,8 @@ def test_covers_at_full_scale(tmp_path, kind, model, capsys):
         assert found[0] > found[1] - 3 or found[1] == math.inf
 
 
-LATTICE_MODULES = "checkpoint", "container", "cells", "coder", "quantiser", "lattice", "wavinwav"
+LATTICE_MODULES = ["wavinwav", "files/checkpoint", "files/container"] + [
+    f"lattice/{name}" for name in ("cells", "coder", "quantiser", "lattice")]
 
 
 @pytest.mark.parametrize("modules, model", [(["wavinwav"], INN), (LATTICE_MODULES, LATTICE)],
@@ -131,13 +132,14 @@ def test_files_copied_alone_are_enough(tmp_path, modules, model):
         names = {x.name for node in nodes if isinstance(node, ast.Import) for x in node.names}
         names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
         names = {name.split(".")[0] for name in names}
-        assert names - set(sys.stdlib_module_names) - set(modules) == {"torch"}
-        shutil.copy(path, tmp_path)
+        assert names - set(sys.stdlib_module_names) - {"wavinwav", "files", "lattice"} == {"torch"}
+        (tmp_path / module).parent.mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / f"{module}.py")
     shutil.copy(model, tmp_path / "model.pt")
-    name = "lattice" if model == LATTICE else "wavinwav"
+    name = "lattice.lattice" if model == LATTICE else "wavinwav"
     program = f"""
-import torch, {name}
-model = {name}.load("model.pt")
+import torch, {name} as module
+model = module.load("model.pt")
 cover, secret = 0.1 * torch.randn(2, 16000)
 stego, r = model.hide(cover, secret)
 print(model.reveal(stego)[1].shape, (model.reveal(stego, r)[1] - secret).abs().max().item() < 1e-3)

@@ -12,9 +12,8 @@ import pytest
 import soundfile
 import torch
 
-import checkpoint
-import lattice
 import wavinwav
+from files import checkpoint
 from helpers import (
     INN,
     LATTICE,
@@ -30,6 +29,7 @@ from helpers import (
     voice,
     weights,
 )
+from lattice import lattice
 from train import learning_rate, main, parse_arguments
 
 

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import checkpoint
-import container
-from cells import (
+from files import checkpoint, container
+from files.container import DENSE, Cipher, Damaged, Header
+from lattice.cells import (
     LEAST_SAMPLES,
     MASKING,
     Part,
@@ -40,9 +40,8 @@ from cells import (
     word_starts,
     write_words,
 )
-from coder import CLASSES, PRECISION, SYMBOLS, TABLES, Coder
-from container import DENSE, Cipher, Damaged, Header
-from quantiser import BATCH, Quantised, Quantiser
+from lattice.coder import CLASSES, PRECISION, SYMBOLS, TABLES, Coder
+from lattice.quantiser import BATCH, Quantised, Quantiser
 from wavinwav import lapped
 
 STEGO_SNR = 52.0  # dB, unless another is asked for

@@ -1,8 +1,8 @@
 """Speed and memory, each measured on processes of their own.
 
-    python bench.py --speed                      # hide and reveal ten minutes and an hour of audio
-    python bench.py --speed --model lattice.pt
-    python bench.py --memory                     # a training step of the paper's network
+    python -m evaluation.speed --speed    # hide and reveal ten minutes and an hour of audio
+    python -m evaluation.speed --speed --model lattice/lattice.pt
+    python -m evaluation.speed --memory   # a training step of the paper's network
 
 The peak of resident memory is what Linux tells of a process.
 """
@@ -16,11 +16,11 @@ import time
 
 import numpy as np
 
-import sound
 import stego
-from command import Parser, interrupt_on_signals, mistakes_in_one_line, say, settle_streams
+from files import sound
+from files.command import Parser, interrupt_on_signals, mistakes_in_one_line, say, settle_streams
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RECORDINGS = (10, 1), (60, 2)  # minutes, channels
 
 # Run a command; print the KiB of its largest process. Linux adds what the parent has itself, so the
@@ -35,7 +35,7 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 # if argv[1] is 1; print the KiB before and after it.
 STEP = """
 import resource, sys, torch
-from objective import recompute
+from training.losses import recompute
 from wavinwav import Config, PaperINN
 model = PaperINN(Config.paper())
 if sys.argv[1] == "1":
@@ -112,7 +112,8 @@ def main(argv=None):
     what.add_argument("--memory", action="store_true",
                       help="measure a training step of the paper's network, with and without "
                            "--recompute")
-    parser.add_argument("--model", default=os.path.join(HERE, "wavinwav.pt"), metavar="FILE",
+    parser.add_argument("--model", metavar="FILE",
+                        default=os.path.join(HERE, "models", "wavinwav.pt"),
                         help="the model to time (default: the wavinwav.pt beside this script)")
     args = parser.parse_args(argv)
     try:

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-import noise
-import sound
 import stego
-from baselines import Method
-from command import StegoError
-from lattice import Lattice
-from scores import samples, signal
+from evaluation.baselines import Method
+from evaluation.scores import samples, signal
+from files import sound
+from files.command import StegoError
+from lattice.lattice import Lattice
+from training import noise
 
 
 def white_noise(snr):

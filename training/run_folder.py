@@ -5,8 +5,8 @@ import errno
 import fcntl
 import os
 
-import checkpoint
-from data import stop
+from files import checkpoint
+from training.data import stop
 
 ANEW_ON_RESUME = {"resume", "data_dir", "val_dir", "out_dir", "device", "workers", "save_every",
                   "no_progress"}

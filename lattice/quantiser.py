@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from coder import CLASSES, look_up
+from lattice.coder import CLASSES, look_up
 from wavinwav import lapped
 
 GROUPS = (0, 4), (2, 4), (1, 2)  # first band and spacing: a frame is decoded in groups of bands

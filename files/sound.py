@@ -17,10 +17,10 @@ import numpy as np
 import soundfile
 import torch
 
-import cut
-from checkpoint import replacing
-from command import StegoError, one_line
-from lazy_torchaudio import resample
+from files import cut
+from files.checkpoint import replacing
+from files.command import StegoError, one_line
+from files.lazy_torchaudio import resample
 
 FULL_SCALE = 32768  # of 16-bit PCM: a file's sample n is n / FULL_SCALE in a model
 READ_AT_ONCE = 1 << 17  # samples

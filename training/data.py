@@ -20,8 +20,8 @@ import torch
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-import lazy_torchaudio
-from command import one_line
+from files import lazy_torchaudio
+from files.command import one_line
 
 RANK = int(os.environ.get("RANK", 0))  # torchrun sets these: which process this is, of how many
 WORLD = int(os.environ.get("WORLD_SIZE", 1))

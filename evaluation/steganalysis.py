@@ -25,22 +25,18 @@ from collections import Counter
 import numpy as np
 from tqdm import tqdm
 
-import baselines
-import cells
-import coder
-import container
-import lattice
-import methods as hiding
-import quantiser
-import sound
 import stego
 import wavinwav
-from baselines import Method, lsb, opus, ours, plus_minus
-from command import StegoError, tell
-from detectors import DETECTORS, LEAST, Files, features, trained
-from lattice import Lattice
-from methods import in_order
-from scores import mean_interval, print_table, samples, summary, write_pair
+from evaluation import baselines
+from evaluation.baselines import Method, lsb, opus, ours, plus_minus
+from evaluation.detectors import DETECTORS, LEAST, Files, features, trained
+from evaluation.scores import mean_interval, print_table, samples, summary, write_pair
+from files import container, sound
+from files import parts as hiding
+from files.command import StegoError, tell
+from files.parts import in_order
+from lattice import cells, coder, lattice, quantiser
+from lattice.lattice import Lattice
 
 KEY = "a key that the observer has not"
 SEEDS = 3

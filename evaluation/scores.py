@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-import sound
-from command import StegoError, tell
-from lazy_torchaudio import resample
+from files import sound
+from files.command import StegoError, tell
+from files.lazy_torchaudio import resample
 
 NAMES = "cover", "secret", "stego", "revealed"
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from container import DENSE, Cipher, Header
+from files.container import DENSE, Cipher, Header
 
 SEGMENT = 512  # samples
 TELLING = 4  # samples of a segment that tell the width of the others' cells

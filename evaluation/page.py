@@ -20,10 +20,10 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional
 
-import sound
-from baselines import Method
-from pictures import spectrogram
-from scores import DIGITS, NAMES, cell, score_pair, signal
+from evaluation.baselines import Method
+from evaluation.pictures import spectrogram
+from evaluation.scores import DIGITS, NAMES, cell, score_pair, signal
+from files import sound
 
 COLUMNS, ROWS = 320, 96  # pixels of a spectrogram
 RANGE = 80  # dB from the loudest, which is black, to white

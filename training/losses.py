@@ -12,9 +12,9 @@ import torch
 from torch import distributed, nn
 from torch.utils.checkpoint import checkpoint
 
-import noise
 import wavinwav
-from data import RANK, WORLD
+from training import noise
+from training.data import RANK, WORLD
 from wavlm_loss import WavLMLoss
 
 PAIRS = {  # weight: which waves it is for

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cells import SEGMENT
-from container import DENSE
+from files.container import DENSE
+from lattice.cells import SEGMENT
 
 LEAST = 1536  # samples that features need
 

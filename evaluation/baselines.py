@@ -22,17 +22,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-import sound
 import stego
-from cells import LatticeCoupling
-from command import StegoError
-from lattice import Lattice
-from lazy_torchaudio import resample
-from scores import samples
+from evaluation.scores import samples
+from files import sound
+from files.command import StegoError
+from files.lazy_torchaudio import resample
+from lattice.cells import LatticeCoupling
+from lattice.lattice import Lattice
 from wavinwav import LappedINN, lapped, unlapped
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-SHIPPED = [os.path.join(HERE, name) for name in ("wavinwav.pt", "lattice.pt", "robust.pt")]
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SHIPPED = [os.path.join(HERE, folder, f"{name}.pt") for folder, name in (
+    ("models", "wavinwav"), ("lattice", "lattice"), ("models", "robust"))]
 LATTICE_SNRS = 36, 41, 46, 52, 58, 64  # dB, of the stegos in the table
 INN_SNRS = 42, 45, 48, 51
 

@@ -6,9 +6,9 @@ Shapes: B pairs of a batch, T samples, N crops.
 import torch
 from torch import nn
 
-import lattice
-import noise
 import wavinwav
+from lattice import lattice
+from training import noise
 
 FULL_SCALE = 32768  # of 16-bit PCM
 

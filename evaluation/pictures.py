@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import sound
-from baselines import Method
-from checkpoint import replacing
-from scores import need, samples, signal
+from evaluation.baselines import Method
+from evaluation.scores import need, samples, signal
+from files import sound
+from files.checkpoint import replacing
 
 FORMATS = ".png", ".svg", ".pdf"
 # Okabe and Ito's colours, told apart by the colour-blind

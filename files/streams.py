@@ -9,8 +9,8 @@ import shutil
 import sys
 import tempfile
 
-from checkpoint import is_running
-from command import StegoError, standard_output
+from files.checkpoint import is_running
+from files.command import StegoError, standard_output
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""Scores, baselines, attacks and detectors, for evaluate.py."""

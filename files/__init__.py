@@ -1,0 +1,1 @@
+"""Sound files, model files, and what a stego's samples hold."""

@@ -1,0 +1,1 @@
+"""An entropy coder on an integer lattice, the second kind of model."""
