@@ -23,7 +23,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrizations import weight_norm
 
-from files import lazy_torchaudio
+from files import resample as lazy_torchaudio
 
 Logits = list[Tensor]  # of each scale [B, 1, N, F / 8]
 Maps = list[list[Tensor]]  # of each scale, after each activation [B, filters, N, F / 1 to 8]

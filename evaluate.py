@@ -55,7 +55,8 @@ from evaluation.scores import (
     write_pair,
 )
 from evaluation.steganalysis import methods_to_detect, print_detections, steganalysis
-from files import lazy_torchaudio, sound
+from files import resample as lazy_torchaudio
+from files import sound
 from files.checkpoint import replacing, temporary_name
 from files.command import (
     Parser,
@@ -66,7 +67,7 @@ from files.command import (
     settle_streams,
     tell,
 )
-from files.lazy_torchaudio import TorchaudioError, resample
+from files.resample import TorchaudioError, resample
 from files.parts import in_order
 from training.data import SILENCE, find_audio, read_crop
 

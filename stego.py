@@ -46,7 +46,7 @@ from files.command import (
     settle_streams,
 )
 from files.container import Cipher, Damaged, Header, NoSecret, OtherModel, OtherVersion
-from files.lazy_torchaudio import TorchaudioError
+from files.resample import TorchaudioError
 from files.parts import method_of
 from files.sound import (
     check_output,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from files import lazy_torchaudio
+from files import resample as lazy_torchaudio
 
 RATE = 16000  # Hz, of all WavLM models
 SHORTEST = 400  # samples at this rate that make one frame

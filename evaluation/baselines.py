@@ -26,7 +26,7 @@ import stego
 from evaluation.scores import samples
 from files import sound
 from files.command import StegoError
-from files.lazy_torchaudio import resample
+from files.resample import resample
 from lattice.cells import LatticeCoupling
 from lattice.lattice import Lattice
 from wavinwav import LappedINN, lapped, unlapped

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from files import sound
 from files.command import StegoError, tell
-from files.lazy_torchaudio import resample
+from files.resample import resample
 
 NAMES = "cover", "secret", "stego", "revealed"
 

@@ -20,7 +20,7 @@ import torch
 from files import cut
 from files.checkpoint import replacing
 from files.command import StegoError, one_line
-from files.lazy_torchaudio import resample
+from files.resample import resample
 
 FULL_SCALE = 32768  # of 16-bit PCM: a file's sample n is n / FULL_SCALE in a model
 READ_AT_ONCE = 1 << 17  # samples

@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from files import lazy_torchaudio
+from files import resample as lazy_torchaudio
 from files.command import one_line
 
 RANK = int(os.environ.get("RANK", 0))  # torchrun sets these: which process this is, of how many

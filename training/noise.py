@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from files import lazy_torchaudio
+from files import resample as lazy_torchaudio
 
 
 def gaussian(x: Tensor, normal: Tensor, snr: float) -> Tensor:

@@ -1,6 +1,6 @@
 """torchaudio, loaded when it is first needed, and resampling, which it is mostly needed for.
 
-    from files.lazy_torchaudio import resample
+    from files.resample import resample
     x = resample(x, 44100, 16000)
 
 A torchaudio loads only beside the torch that it was built with. Where it does not, all that needs

@@ -13,8 +13,8 @@ import soundfile
 import torch
 from torchaudio.functional import resample as reference
 
-from files import lazy_torchaudio
-from files.lazy_torchaudio import resample
+from files import resample as lazy_torchaudio
+from files.resample import resample
 from helpers import COVER, ROOT, SECRET, TINY, voice
 
 FAULTS = {
