@@ -23,7 +23,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrizations import weight_norm
 
-from files import resample as lazy_torchaudio
+from wavlm_loss import load_torchaudio
 
 Logits = list[Tensor]  # of each scale [B, 1, N, F / 8]
 Maps = list[list[Tensor]]  # of each scale, after each activation [B, filters, N, F / 1 to 8]
@@ -46,7 +46,7 @@ class STFTDiscriminator(nn.Module):
     def __init__(self, n_fft: int, filters: int = 32, channels: int = 1, slope: float = 0.2):
         super().__init__()
         self.slope = slope
-        spectrogram = lazy_torchaudio.load().transforms.Spectrogram
+        spectrogram = load_torchaudio().transforms.Spectrogram
         self.spec_transform = spectrogram(n_fft, hop_length=n_fft // 4, power=None,
                                           normalized="window", center=False)
         self.convs = nn.ModuleList([

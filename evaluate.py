@@ -55,7 +55,6 @@ from evaluation.scores import (
     write_pair,
 )
 from evaluation.steganalysis import methods_to_detect, print_detections, steganalysis
-from files import resample as lazy_torchaudio
 from files import sound
 from files.checkpoint import replacing, temporary_name
 from files.command import (
@@ -67,8 +66,8 @@ from files.command import (
     settle_streams,
     tell,
 )
-from files.resample import TorchaudioError, resample
 from files.parts import in_order
+from files.resample import resample
 from training.data import SILENCE, find_audio, read_crop
 
 EXAMPLES = [os.path.join(HERE, "examples", f"{name}.wav") for name in ("cover", "secret")]
@@ -192,7 +191,7 @@ def draw_pairs(files: list[tuple], count: int, seed: int, rate: int
 
 def own_pair(cover_path: str, secret_path: str) -> tuple[Tensor, Tensor, int]:
     """Two files as signals of one length, mono, at the cover's rate; and that rate in Hz. Raises
-    StegoError, TorchaudioError."""
+    StegoError."""
     (cover, rate), (secret, secret_rate) = map(sound.read_audio, (cover_path, secret_path))
     cover, secret = (torch.from_numpy(x.mean(1)) for x in (cover, secret))
     secret = resample(secret, secret_rate, rate)
@@ -328,7 +327,7 @@ def read_flags(argv=None) -> argparse.Namespace:
 
 def main(argv=None):
     args = read_flags(argv)
-    with mistakes_in_one_line(TorchaudioError):
+    with mistakes_in_one_line():
         check_before_the_work(args)
         if args.page:
             make_page(args)
@@ -357,8 +356,6 @@ def check_before_the_work(args):
         check_output(os.path.join(args.steganalysis_cache, "stego.flac"))
     if args.plot or args.curve:
         need("matplotlib.figure")
-    if args.attacks:
-        lazy_torchaudio.load()
 
 
 if __name__ == "__main__":

@@ -46,7 +46,6 @@ from files.command import (
     settle_streams,
 )
 from files.container import Cipher, Damaged, Header, NoSecret, OtherModel, OtherVersion
-from files.resample import TorchaudioError
 from files.parts import method_of
 from files.sound import (
     check_output,
@@ -85,11 +84,7 @@ def read_secret(path, name, folder, cover):
                          "cover")
     note_gain(secret)
     if secret.rate != cover.rate or secret.depth != 16:
-        try:
-            secret = resampled(secret, cover.rate, cover.frames, folder)
-        except TorchaudioError as error:
-            raise StegoError(f"{name} cannot be brought to the rate of {cover.name}: {error}"
-                             ) from error
+        secret = resampled(secret, cover.rate, cover.frames, folder)
     return secret
 
 

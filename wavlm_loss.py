@@ -14,12 +14,13 @@ Shapes: B batch, T samples, N frames of 20 ms, D dimensions of a hidden state.
 import inspect
 import os
 import re
+from importlib import metadata
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from files import resample as lazy_torchaudio
+from files.resample import resample
 
 RATE = 16000  # Hz, of all WavLM models
 SHORTEST = 400  # samples at this rate that make one frame
@@ -42,6 +43,26 @@ DISTANCES = {  # [B, N, D] x 2 -> [B]
 }
 
 
+class TorchaudioError(RuntimeError):
+    """torchaudio cannot be loaded: one line with both versions, the reason, and the remedy."""
+
+
+def load_torchaudio():
+    """The module torchaudio. Raises TorchaudioError, whatever its import raised."""
+    try:
+        import torchaudio
+        return torchaudio
+    except Exception as error:  # OSError, RuntimeError or ImportError, by what does not fit
+        try:
+            version = metadata.version("torchaudio")
+        except metadata.PackageNotFoundError:
+            version = "(none)"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise TorchaudioError(
+            f"torchaudio {version} cannot be loaded beside torch {torch.__version__} ({reason}); "
+            "get two that were built together: pip install -r requirements.txt") from error
+
+
 def from_unilm(checkpoint: dict) -> nn.Module:
     """torchaudio's WavLM with the weights of microsoft/unilm's, from what is in WavLM-Large.pt of
     unilm and of bshall/knn-vc: {"cfg": fields, "model": state dict}. Raises KeyError, RuntimeError
@@ -58,7 +79,7 @@ def from_unilm(checkpoint: dict) -> nn.Module:
             parts = [state.pop(f"{start}{part}_proj.{kind}") for part in "qkv"]
             state[f"{start}attention.in_proj_{kind}"] = torch.cat(parts)
     convs = [state[f"feature_extractor.conv_layers.{i}.conv.weight"] for i in range(len(STRIDES))]
-    model = lazy_torchaudio.load().models.wavlm_model(
+    model = load_torchaudio().models.wavlm_model(
         "layer_norm" if fields["extractor_mode"] == "layer_norm" else "group_norm",
         [(len(x), x.shape[2], stride) for x, stride in zip(convs, STRIDES)], fields["conv_bias"],
         fields["encoder_embed_dim"], 0.0, fields["conv_pos"], fields["conv_pos_groups"],
@@ -79,7 +100,7 @@ def load_teacher(source: str, device: str) -> nn.Module:
     if not (local or file or bundle or re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w./-]+)?", source)):
         raise ValueError(f"{source} is not a folder or file, not owner/repo or owner/repo:ref, "
                          "and not torchaudio/NAME")
-    pipelines = lazy_torchaudio.load().pipelines if bundle else None
+    pipelines = load_torchaudio().pipelines if bundle else None
     try:
         if file:
             return from_unilm(torch.load(source, map_location="cpu", weights_only=True))
@@ -90,9 +111,9 @@ def load_teacher(source: str, device: str) -> nn.Module:
                               trust_repo=True, pretrained=True, progress=True, device=str(device))
     except Exception as error:  # a hubconf.py may raise anything
         try:
-            lazy_torchaudio.load()  # many a hubconf.py imports it
+            load_torchaudio()  # many a hubconf.py imports it
             broken = ""
-        except lazy_torchaudio.TorchaudioError as fault:
+        except TorchaudioError as fault:
             broken = f"; {fault}"
         tried = "torchaudio's weights"
         remedy = ("run once with a network, point torch.hub.set_dir at a cache that has it, or "
@@ -131,8 +152,6 @@ class WavLMLoss:
         if distance not in DISTANCES:
             raise ValueError(f"there is no distance {distance!r}, only {', '.join(DISTANCES)}")
         self.distance, self.sample_rate = DISTANCES[distance], sample_rate
-        if sample_rate != RATE:
-            lazy_torchaudio.load()  # a fault is told now, not in the middle of the training
         teacher = load_teacher(source, device)
         if hasattr(teacher, "normalize_waveform"):  # torchaudio's wrapper: it normalises a batch
             teacher = teacher.model
@@ -187,7 +206,7 @@ class WavLMLoss:
             raise ValueError(f"WavLMLoss takes two [B, T] of one shape, not "
                              f"{list(reference.shape)} and {list(estimate.shape)}")
         with torch.autocast(estimate.device.type, enabled=False):
-            reference, estimate = (lazy_torchaudio.resample(x.float(), self.sample_rate, RATE)
+            reference, estimate = (resample(x.float(), self.sample_rate, RATE)
                                    for x in (reference, estimate))
             quieter = torch.minimum(reference.square().mean(1), estimate.square().mean(1))
             heard = ~(quieter < SILENCE)  # NaN is heard, and shown

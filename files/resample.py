@@ -1,80 +1,69 @@
-"""torchaudio, loaded when it is first needed, and resampling, which it is mostly needed for.
+"""Change of sample rate by windowed sinc interpolation, in plain torch.
 
-    from files.resample import resample
-    x = resample(x, 44100, 16000)
+    y = resample(x, 44100, 16000)
 
-A torchaudio loads only beside the torch that it was built with. Where it does not, all that needs
-none of it still works, and the rest ends with a line that says what to do.
+The kernel is that of torchaudio.functional.resample with its defaults.
 
 Shapes: T samples.
 """
 
 import functools
 import math
-from importlib import metadata
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-LARGEST_KERNEL = 1 << 20  # numbers that are in memory at once for resampling
-ROLLOFF, WIDTH = 0.99, 6  # of torchaudio's resampling: the pass band, zero crossings on each side
-
-
-class TorchaudioError(RuntimeError):
-    """torchaudio cannot be loaded: one line with both versions, the reason, and the remedy."""
-
-
-def load():
-    """The module torchaudio. Raises TorchaudioError, whatever its import raised."""
-    try:
-        import torchaudio
-        return torchaudio
-    except Exception as error:  # OSError, RuntimeError or ImportError, by what does not fit
-        try:
-            version = metadata.version("torchaudio")
-        except metadata.PackageNotFoundError:
-            version = "(none)"
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise TorchaudioError(
-            f"torchaudio {version} cannot be loaded beside torch {torch.__version__} ({reason}); "
-            "get two that were built together: pip install -r requirements.txt") from error
-
-
-@functools.lru_cache
-def _resampler(old_rate: int, new_rate: int, device: torch.device):
-    return load().transforms.Resample(old_rate, new_rate).to(device)
+ROLLOFF = 0.99  # cutoff, relative to the lower of the two Nyquist frequencies
+ZEROS = 6  # zero crossings of the sinc on each side, under a Hann window
+LARGEST_KERNEL = 1 << 20  # numbers in memory at once
 
 
 def resample(x: Tensor, old_rate: int, new_rate: int) -> Tensor:
-    """Bring a signal to another sample rate, by windowed sinc interpolation; differentiable.
+    """Bring a signal to another sample rate. Differentiable.
 
-    x [..., T] in float32 at old_rate Hz -> [..., ceil(T * new_rate / old_rate)] at new_rate Hz.
-    Of equal rates it is x itself, without torchaudio. Raises TorchaudioError.
+    x [..., T], floating point, at old_rate Hz -> [..., ceil(T * new_rate / old_rate)] at new_rate
+    Hz. If the rates are equal, x itself is returned.
     """
     common = math.gcd(old_rate, new_rate)
     old, new = old_rate // common, new_rate // common
     if old == new:
         return x
-    if old * new > LARGEST_KERNEL:
-        return _resample_directly(x, old, new)
-    return _resampler(old, new, x.device)(x)
-
-
-def _resample_directly(x: Tensor, old: int, new: int) -> Tensor:
-    """The same without a kernel for each of `new` phases, which take 8 GB from 44101 to 48000 Hz:
-    the weights of each output are computed when they are needed. Slower, but as exact."""
+    cutoff = ROLLOFF * min(1, new / old)  # relative to the old Nyquist frequency
+    reach = math.ceil(ZEROS / cutoff)  # input samples on each side that an output depends on
     count = -(-x.shape[-1] * new // old)
-    cutoff = ROLLOFF * min(1, new / old)
-    reach = math.ceil(WIDTH / cutoff)
+    if new * (old + 2 * reach) > LARGEST_KERNEL:
+        return _resample_directly(x, old, new, cutoff, reach, count)
+    # `old` inputs become `new` outputs, one phase each: a strided convolution
+    kernel = _polyphase_kernel(old, new, cutoff, reach, x.dtype, x.device)
+    padded = functional.pad(x, (reach, reach + old))
+    y = functional.conv1d(padded.reshape(-1, 1, padded.shape[-1]), kernel, stride=old)
+    return y.mT.reshape(*x.shape[:-1], -1)[..., :count]
+
+
+@functools.lru_cache(16)
+def _polyphase_kernel(old, new, cutoff, reach, dtype, device) -> Tensor:
+    """[new, 1, old + 2 * reach]"""
+    taps = torch.arange(-reach, reach + old, dtype=torch.float64)
+    phases = torch.arange(new, dtype=torch.float64)[:, None] * old / new
+    return _windowed_sinc(taps - phases, cutoff)[:, None].to(device, dtype)
+
+
+def _windowed_sinc(distance: Tensor, cutoff: float) -> Tensor:
+    """The weight of an input at a distance, in input samples, from an output."""
+    t = (distance * cutoff).clamp(-ZEROS, ZEROS)
+    return cutoff * torch.sinc(t) * torch.cos(t * (math.pi / ZEROS / 2)) ** 2
+
+
+def _resample_directly(x, old, new, cutoff, reach, count) -> Tensor:
+    """The same result in bounded memory, but slower: weights are computed for each output. A
+    kernel of all phases would take 8 GB from 44101 to 48000 Hz."""
     taps = torch.arange(-reach, reach + 2, device=x.device)
-    x = functional.pad(x, (reach, reach + 2))
+    padded = functional.pad(x, (reach, reach + 2))
     outputs = []
     for some in torch.arange(count, device=x.device).split(max(1, LARGEST_KERNEL // len(taps))):
-        index = some * old // new  # the input before an output
-        rest = (some * old % new).double() / new
-        far = ((taps - rest[:, None]) * cutoff).clamp(-WIDTH, WIDTH)
-        weights = cutoff * torch.sinc(far) * torch.cos(far * (math.pi / WIDTH / 2)) ** 2
-        near = x[..., index[:, None] + taps + reach]
-        outputs.append((near * weights.to(x.dtype)).sum(-1))
-    return torch.cat(outputs, -1)
+        before = some * old // new  # the last input before each output
+        fraction = (some * old % new).double() / new
+        weights = _windowed_sinc(taps - fraction[:, None], cutoff).to(x.dtype)
+        outputs.append((padded[..., before[:, None] + taps + reach] * weights).sum(-1))
+    return torch.cat(outputs, -1) if outputs else x[..., :0]

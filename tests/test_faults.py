@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from torchaudio.functional import resample
 
 import stego
 from files import sound
 from files.container import LAYOUTS, SPARSE
+from files.resample import resample
 from helpers import FORMER_HEADER, HIDE, INN, LATTICE, finish, launch, run_stego, voice
 
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from torchaudio.functional import resample
 
 import stego
 from files import sound
+from files.resample import resample
 from helpers import COVER, INN, LATTICE, ROOT, SECRET, printed_snrs, run_stego, voice
 from lattice import cells
 from lattice.lattice import Lattice

@@ -20,8 +20,8 @@ import torch
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from files import resample as lazy_torchaudio
 from files.command import one_line
+from files.resample import resample
 
 RANK = int(os.environ.get("RANK", 0))  # torchrun sets these: which process this is, of how many
 WORLD = int(os.environ.get("WORLD_SIZE", 1))
@@ -80,7 +80,7 @@ def read_crop(file, rng, samples, rate):
             sound.seek(rng.randrange(sound.frames - need + 1))
         x = torch.from_numpy(sound.read(need, dtype="float32", always_2d=True).mean(1))
     if len(x):
-        x = lazy_torchaudio.resample(x, sound.samplerate, rate)
+        x = resample(x, sound.samplerate, rate)
     return functional.pad(x[:samples], (0, max(0, samples - len(x))))
 
 
@@ -104,8 +104,6 @@ class Pairs(Dataset):
         self.seed, self.gain = seed, gain
         seconds = (max(frames / own, samples / rate) for _, frames, own in files)
         self.ends = list(itertools.accumulate(seconds))
-        if any(own != rate for _, _, own in files):
-            lazy_torchaudio.load()  # a fault is told now, not in the middle of the training
 
     def crop(self, rng, other=None):
         """A crop that is not silent, of a file drawn by duration, and the file's index."""
@@ -139,7 +137,6 @@ class HubPairs:
     def __init__(self, stream, column, rate, samples, seed, gain=0.0, shuffled=1000):
         self.stream, self.column, self.rate, self.samples = stream, column, rate, samples
         self.seed, self.gain, self.shuffled = seed, gain, shuffled
-        lazy_torchaudio.load()  # the rates of what will come are not known
 
     def items(self, first=0, rank=0, world=1):
         """From item `first` of a process's share on; without end."""

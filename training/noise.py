@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from files import resample as lazy_torchaudio
+from files.resample import resample as change_rate
 
 
 def gaussian(x: Tensor, normal: Tensor, snr: float) -> Tensor:
@@ -33,11 +33,10 @@ def speckle(x: Tensor, normal: Tensor, snr: float) -> Tensor:
 
 
 def resample(x: Tensor, part: str | Fraction) -> Tensor:
-    """To this part of the rate, and back. The kernel has as many taps as the parts of the fraction:
-    keep them small."""
+    """To this part of the rate, and back."""
     kept, whole = Fraction(part).as_integer_ratio()
-    down = lazy_torchaudio.resample(x, whole, kept)
-    return lazy_torchaudio.resample(down, kept, whole)[..., :x.shape[-1]]
+    down = change_rate(x, whole, kept)
+    return change_rate(down, kept, whole)[..., :x.shape[-1]]
 
 
 def low_pass(x: Tensor, share: float) -> Tensor:
@@ -122,15 +121,12 @@ class NoiseLayer:
     """Draws a kind of noise for a batch, and applies it.
 
     pool: "NAME[:LOW[:HIGH]],...", or "resample:PART:..."; without strengths, the usual ones
-    Raises ValueError as `read_strengths`; TorchaudioError where the pool has resample and
-    torchaudio cannot be loaded.
+    Raises ValueError as `read_strengths`.
     """
 
     def __init__(self, pool: str, sample_rate: int):
         self.pool = [read_strengths(entry) for entry in pool.split(",")]
         self.rate = sample_rate
-        if "resample" in dict(self.pool):
-            lazy_torchaudio.load()  # a fault is told now, not in the middle of the training
 
     def __call__(self, x: Tensor, batch_seed: int, item_seeds: list[int]) -> Tensor:
         """x [B, T] in float32, a seed for the batch and one for each item -> [B, T]."""
