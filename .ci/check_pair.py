@@ -1,4 +1,4 @@
-"""Whether torch and torchaudio in a report of `pip install --report` were built together."""
+"""Check that torch and torchaudio in a report of `pip install --report` were built together."""
 
 import json
 import re
@@ -12,8 +12,8 @@ declared = [re.fullmatch(r"torch\s*\(?==\s*([\w.+]+)\)?", line.split(";")[0].str
             for line in found["torchaudio"].get("requires_dist", [])]
 declared = [match[1] for match in declared if match]
 if declared != [version["torch"].split("+")[0]]:
-    sys.exit(f"torchaudio {version['torchaudio']} declares torch "
-             f"{declared[0] if declared else '(none)'}, and requirements.txt resolves to torch "
-             f"{version['torch']}: no pair; bound both in requirements.txt")
-print(f"a pair: torch {version['torch']}, torchaudio {version['torchaudio']}; "
+    sys.exit(f"torchaudio {version['torchaudio']} requires torch "
+             f"{declared[0] if declared else '(no version)'}, but requirements.txt resolves to "
+             f"torch {version['torch']}: narrow both in requirements.txt")
+print(f"torch {version['torch']} and torchaudio {version['torchaudio']} match; "
       f"Python {sys.version.split()[0]}")
