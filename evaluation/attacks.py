@@ -1,6 +1,6 @@
-"""What others do to a stego: they change it, knowingly or not.
+"""Attacks: what is left of a secret after its stego was changed.
 
-    attack_pair(model, ours(model, "INN"), paths, seed)  # {attack: secret SNR in dB}
+    attack_pair(model, our_system(model, "INN"), paths, seed)  # {attack: secret SNR in dB}
 
 Shapes: T samples. Signals are float tensors [T] in [-1, 1).
 """
@@ -14,16 +14,16 @@ from torch import Tensor
 from torch.nn import functional
 
 import stego
-from evaluation.baselines import Method
+from evaluation.baselines import System, is_lattice
 from evaluation.scores import samples, signal
 from files import sound
 from files.command import StegoError
-from lattice.lattice import Lattice
-from training import noise
+from training.noise import gaussian, low_pass
+from training.noise import resample as resample_and_back
 
 
 def white_noise(snr):
-    return lambda x, rate: noise.gaussian(x, torch.randn_like(x), snr)
+    return lambda x, rate: gaussian(x, torch.randn_like(x), snr)
 
 
 ATTACKS = {  # signal [T] and its rate in Hz -> signal
@@ -32,8 +32,8 @@ ATTACKS = {  # signal [T] and its rate in Hz -> signal
     "8 bits": lambda x, rate: (x * 128).round() / 128,
     "gain 0.99": lambda x, rate: 0.99 * x,
     "gain 0.9": lambda x, rate: 0.9 * x,
-    "rate x 3/4": lambda x, rate: noise.resample(x, "3/4"),
-    "low-pass 3.4 kHz": lambda x, rate: noise.low_pass(x, 3400 / rate),
+    "rate x 3/4": lambda x, rate: resample_and_back(x, "3/4"),
+    "low-pass 3.4 kHz": lambda x, rate: low_pass(x, 3400 / rate),
     "MP3 128 kb/s": lambda x, rate: mp3(x, rate),
     "one sample": lambda x, rate: change_middle(x, lambda y: y + 1000 / sound.FULL_SCALE),
     "one lost": lambda x, rate: change_middle(x, torch.zeros_like),
@@ -41,15 +41,14 @@ ATTACKS = {  # signal [T] and its rate in Hz -> signal
 }
 
 
-def attack_pair(model, method: Method, paths: dict[str, str], seed: int) -> dict:
-    """Secret SNR in dB by attack, from 16-bit files. None: lost, nothing could be revealed. NaN:
-    not possible here. {}: the method cannot hide this pair.
+def attack_pair(model, system: System, paths: dict[str, str], seed: int) -> dict:
+    """Secret SNR in dB for each attack, from 16-bit files: None if nothing could be revealed, NaN
+    if the attack is not possible here; {} if the system cannot hide this pair.
 
-    A lattice reveals all or nothing; other models reveal what is left, and are told the secret's
-    length where the header is gone; what a shorter signal lacks is taken as cut off in front, and
-    silent."""
+    A lattice reveals all or nothing. Other models reveal what is left, and are given the secret's
+    length where the header is lost; a revealed secret that is too short is padded in front."""
     try:
-        method.hide(paths["cover"], paths["secret"], paths["stego"])
+        system.hide(paths["cover"], paths["secret"], paths["stego"])
     except StegoError:
         return {}
     hidden, rate = signal(paths["stego"]), samples(paths["stego"])[1]
@@ -59,12 +58,12 @@ def attack_pair(model, method: Method, paths: dict[str, str], seed: int) -> dict
         torch.manual_seed(seed + number)
         try:
             sound.write_audio(attacked_path, sound.to_pcm(attack(hidden, rate)), rate)
-        except soundfile.LibsndfileError:  # no MP3 here
+        except soundfile.LibsndfileError:  # without MP3
             scores[name] = math.nan
             continue
         try:
             stego.reveal(attacked_path, paths["revealed"], model,
-                         force=not isinstance(model, Lattice), overwrite=True)
+                         force=not is_lattice(model), overwrite=True)
         except StegoError:
             scores[name] = None
             continue
@@ -76,17 +75,17 @@ def attack_pair(model, method: Method, paths: dict[str, str], seed: int) -> dict
 
 
 def change_middle(x: Tensor, change) -> Tensor:
-    """A copy of a signal [T] in which the sample in the middle is another one."""
+    """A copy of a signal [T] with its middle sample changed."""
     x = x.clone()
     x[len(x) // 2] = change(x[len(x) // 2])
     return x
 
 
 def mp3(x: Tensor, rate: int, kbps: int = 128) -> Tensor:
-    """There and back through MP3 of constant bit rate (the highest that is no more, where a low
-    rate has no such), with the codec's delay undone. Raises LibsndfileError where soundfile cannot
-    write it."""
-    # libsndfile's ends for a level of 1 and of 0, kbit/s
+    """Encode a signal [T] as MP3 of constant bit rate (or the highest below it that the sample rate
+    allows) and decode it, without the codec's delay. Raises LibsndfileError if soundfile cannot
+    write MP3."""
+    # kbit/s that libsndfile maps compression levels of 1 and 0 to
     low, high = (32, 320) if rate >= 32000 else (8, 160) if rate >= 16000 else (8, 64)
     level = min(0.999, max(0, (high - kbps) / (high - low)))
     file = io.BytesIO()
@@ -99,7 +98,7 @@ def mp3(x: Tensor, rate: int, kbps: int = 128) -> Tensor:
 
 
 def delay(reference: Tensor, x: Tensor, most: int = 4096) -> int:
-    """By how many samples a signal lags behind a reference, up to `most`: the peak of their
+    """The delay of a signal relative to a reference in samples, up to `most`: the peak of their
     cross-correlation."""
     size = 2 * max(len(reference), len(x))
     product = torch.fft.rfft(x, size) * torch.fft.rfft(reference, size).conj()

@@ -1,11 +1,12 @@
-"""The methods that are compared, and what none of them can pass.
+"""The systems that are compared, and an upper bound for all of them.
 
-    for method in all_methods(load_models()):            # ours, LSB, the frequency chop, Opus
-        method.hide(cover_path, secret_path, stego_path)
-        method.reveal(stego_path, revealed_path)
+    for system in all_systems(load_models()):            # models, LSB, the frequency chop, Opus
+        system.hide(cover_path, secret_path, stego_path)
+        system.reveal(stego_path, revealed_path)
     bound(cover, secret, stego_snr)                      # dB
 
-Files are mono, of 16 bits, WAV or FLAC; cover and secret have one length.
+A system is a model or a baseline with its settings: one row of a table. Files are mono, 16-bit WAV
+or FLAC; cover and secret have the same length.
 Shapes: T samples. Samples are integer arrays [T] (1 LSB = 1), signals float tensors [T] in [-1, 1).
 """
 
@@ -27,8 +28,6 @@ from evaluation.scores import samples
 from files import sound
 from files.command import StegoError
 from files.resample import resample
-from lattice.cells import LatticeCoupling
-from lattice.lattice import Lattice
 from wavinwav import LappedINN, lapped, unlapped
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -38,31 +37,31 @@ LATTICE_SNRS = 36, 41, 46, 52, 58, 64  # dB, of the stegos in the table
 INN_SNRS = 42, 45, 48, 51
 
 
-class Method(NamedTuple):
-    """A way to hide, on paths of files. Both raise StegoError where it is not possible."""
+class System(NamedTuple):
+    """One row of a table. Both functions take paths, and raise StegoError if it is not possible."""
 
     name: str
-    family: str  # of methods that differ in one parameter
+    family: str  # shared by systems that differ in their settings
     hide: Callable  # (cover, secret, stego)
     reveal: Callable  # (stego, revealed)
 
 
-def all_methods(models: dict, lattice_snrs=LATTICE_SNRS) -> list[Method]:
-    """Every row of the table but the bound's: ours first."""
-    methods = []
+def all_systems(models: dict, lattice_snrs=LATTICE_SNRS) -> list[System]:
+    """All rows of the table but the bound: models {label: model} first."""
+    systems = []
     for label, model in models.items():
-        if isinstance(model, Lattice):
-            methods += [ours(model, label, snr=snr) for snr in lattice_snrs]
-            methods.append(ours(model, label, snr=58, masking=1))
-            methods += [ours(model, label, bits=bits) for bits in (2, 3, 4)]
+        if is_lattice(model):
+            systems += [our_system(model, label, snr=snr) for snr in lattice_snrs]
+            systems.append(our_system(model, label, snr=58, masking=1))
+            systems += [our_system(model, label, bits=bits) for bits in (2, 3, 4)]
         elif label_of(model) == "INN":
-            methods += [ours(model, label, snr=snr) for snr in INN_SNRS]
+            systems += [our_system(model, label, snr=snr) for snr in INN_SNRS]
         else:
-            methods.append(ours(model, label))
-    return [*methods, *map(lsb, (4, 6, 8)), frequency_chop(), *map(opus, (20, 32, 60))]
+            systems.append(our_system(model, label))
+    return [*systems, *map(lsb, (4, 6, 8)), frequency_chop(), *map(opus, (20, 32, 60))]
 
 
-# ---------------------------------------------------------------- ours
+# ---------------------------------------------------------------- models
 
 def load_models(paths=None) -> dict:
     """{label: model}, or its path where an earlier model has that label. No paths: the shipped
@@ -75,17 +74,21 @@ def load_models(paths=None) -> dict:
     return models
 
 
+def is_lattice(model) -> bool:
+    return model.config.preset == "lattice"
+
+
 def label_of(model) -> str:
-    """What the tables call a model: INN, lattice, robust (an INN with room for noise) or paper."""
+    """A model's name in tables: INN, robust (an INN with room for noise), or its preset."""
     if isinstance(model, LappedINN):
         return "robust" if model.config.reserve else "INN"
     return model.config.preset
 
 
-def ours(model, label: str, snr: float | None = None, bits: int | None = None,
-         masking: float | None = None, key: str | None = None) -> Method:
-    """A model as a Method, at a stego SNR in dB or what it aims at itself; a lattice also with a
-    masking, or at a number of bits in every sample."""
+def our_system(model, label: str, snr: float | None = None, bits: int | None = None,
+               masking: float | None = None, key: str | None = None) -> System:
+    """A model at a stego SNR in dB, or at its own default; a lattice also with masking (0 to 1), or
+    with a fixed number of bits in every sample."""
     def hide(cover_path, secret_path, stego_path):
         options = {"snr": None if snr is None else float(snr), "masking": masking, "key": key}
         if bits:
@@ -98,21 +101,21 @@ def ours(model, label: str, snr: float | None = None, bits: int | None = None,
 
     setting = f", {bits} bits" if bits else "" if snr is None else f", {snr:g} dB"
     setting += "" if masking is None else f", masking {masking:g}"
-    return Method(label + setting, label, hide, reveal)
+    return System(label + setting, label, hide, reveal)
 
 
 def fixed_bits_snr(cover: np.ndarray, bits: int) -> float:
-    """The stego SNR in dB of `bits` bits a sample in the samples [T] of a cover: cells of 2^bits
-    LSB, so that the error is uniform over the integers from -2^bits / 2 to 2^bits / 2 - 1, of
-    power (4^bits + 2) / 12."""
+    """The stego SNR in dB of `bits` bits in each of a cover's samples [T]: with cells of 2^bits LSB
+    the error is uniform over the integers from -2^bits / 2 to 2^bits / 2 - 1, of power
+    (4^bits + 2) / 12."""
     power = np.mean(cover.astype(np.float64) ** 2)
     return 10 * math.log10(power / ((4 ** bits + 2) / 12))
 
 
-# ---------------------------------------------------------------- others'
+# ---------------------------------------------------------------- baselines
 
-def on_files(name: str, family: str, hide: Callable, reveal: Callable) -> Method:
-    """A Method from hide(cover, secret, rate) and reveal(stego, rate) on samples."""
+def on_files(name: str, family: str, hide: Callable, reveal: Callable) -> System:
+    """A System from hide(cover, secret, rate) and reveal(stego, rate) on samples [T]."""
     def hide_file(cover_path, secret_path, stego_path):
         cover, rate = samples(cover_path)
         hidden = hide(cover, samples(secret_path)[0], rate)
@@ -122,19 +125,20 @@ def on_files(name: str, family: str, hide: Callable, reveal: Callable) -> Method
         hidden, rate = samples(stego_path)
         sound.write_audio(revealed_path, reveal(hidden, rate).astype(np.int16), rate)
 
-    return Method(name, family, hide_file, reveal_file)
+    return System(name, family, hide_file, reveal_file)
 
 
 def embed(cover: np.ndarray, values: np.ndarray, bits: int) -> np.ndarray:
     """Samples congruent to `values` [T] (0 to 2^bits - 1) modulo 2^bits, each the nearest to the
-    cover that int16 holds."""
-    cover, values = torch.from_numpy(cover), torch.from_numpy(values)
-    return LatticeCoupling()(cover, values, 1 << bits)[0].numpy()
+    cover's that int16 can hold."""
+    step = 1 << bits
+    stego = cover + (values - cover + step // 2) % step - step // 2
+    return stego + step * (stego < -32768) - step * (stego > 32767)
 
 
-def plus_minus(change: int = 1) -> Method:
-    """No method, but a control for detectors: each sample goes up or down by `change`, 0 or more,
-    at random, and nothing is revealed."""
+def plus_minus(change: int = 1) -> System:
+    """A control for steganalysis: each sample goes up or down by `change` (0 or more) at random;
+    nothing is hidden, and silence revealed."""
     def hide(cover, secret, rate):
         steps = np.random.default_rng(zlib.crc32(cover.tobytes())).integers(0, 2, len(cover))
         return (cover + change * (2 * steps - 1)).clip(-32768, 32767)
@@ -143,9 +147,9 @@ def plus_minus(change: int = 1) -> Method:
     return on_files(name, "control", hide, lambda hidden, rate: np.zeros(len(hidden)))
 
 
-def lsb(bits: int) -> Method:
-    """The secret's top `bits` bits, rounded, in the cover's low bits; revealed mid-tread, so that
-    silence is silence."""
+def lsb(bits: int) -> System:
+    """LSB replacement: the secret's top `bits` bits, rounded, in the cover's low bits. Mid-tread,
+    so that silence is revealed as silence."""
     step, half = 1 << (16 - bits), 1 << (bits - 1)
 
     def hide(cover, secret, rate):
@@ -158,12 +162,12 @@ def lsb(bits: int) -> Method:
     return on_files(f"LSB, {bits} bit{'s' * (bits > 1)}", "LSB", hide, reveal)
 
 
-def frequency_chop() -> Method:
-    """The upper half of the cover's spectrum gives way to the lower half of the secret's, at its
-    own level and in its own order: a baseline of Hide and Speak (Kreuk et al., arXiv 1902.03083).
-    Theirs works on an STFT and keeps the phases; here it is the orthonormal MDCT of 128 bands, in
-    which all that is written can be read. What makes no whole frame at the end (< 128 samples)
-    stays the cover's and is revealed as silence."""
+def frequency_chop() -> System:
+    """The lower half of the secret's spectrum replaces the upper half of the cover's, in the same
+    order and at its own level: a baseline of Hide and Speak (Kreuk et al., arXiv 1902.03083).
+    Theirs uses an STFT and keeps the phases; here it is an orthonormal MDCT of 128 bands, in which
+    whatever is written can be read back. The incomplete last frame (< 128 samples) keeps the cover
+    and is revealed as silence."""
     def spectrum(x):  # [T] -> [1, 128, frames]
         whole = torch.from_numpy(x[:len(x) // 128 * 128].astype(np.float64))
         return lapped(whole[None], 128) if len(whole) else whole.new_zeros(1, 128, 0)
@@ -184,13 +188,13 @@ def frequency_chop() -> Method:
 
 
 def encode_opus(x: np.ndarray, rate: int, kbps: float) -> bytes:
-    """A signal [T] as an Ogg Opus file, of at most and close to `kbps` kbit/s with all its bytes.
-    Raises StegoError."""
+    """A signal [T] as an Ogg Opus file of at most, and close to, `kbps` kbit/s, headers included.
+    Raises StegoError if Opus needs more."""
     budget = kbps * 1000 / 8 * len(x) / rate
     if rate not in (8000, 12000, 16000, 24000, 48000):
         x, rate = resample(torch.from_numpy(x), rate, 48000).numpy(), 48000
 
-    def encode(level):  # soundfile has no bit rate, but a level: the size falls almost in step
+    def encode(level):  # soundfile takes a level, not a bit rate; the size falls almost linearly
         file = io.BytesIO()
         soundfile.write(file, x, rate, format="OGG", subtype="OPUS", compression_level=level)
         return file.getvalue()
@@ -198,7 +202,7 @@ def encode_opus(x: np.ndarray, rate: int, kbps: float) -> bytes:
     low, high, large, small = 0.0, 1.0, encode(0.0), encode(1.0)
     if len(small) > budget:
         raise StegoError(f"Opus needs more than {kbps} kbit/s for {len(x) / rate:.1f} s")
-    for _ in range(4):  # regula falsi, between a level whose file is too large and one that fits
+    for _ in range(4):  # regula falsi between a level that is too large and one that fits
         share = max(0, 0.998 * budget - len(small)) / max(1, len(large) - len(small))
         level = max(0.0, high - (high - low) * share)
         content = encode(level)
@@ -209,9 +213,9 @@ def encode_opus(x: np.ndarray, rate: int, kbps: float) -> bytes:
     return small
 
 
-def opus(kbps: float) -> Method:
-    """An Ogg Opus file of the secret, its length in bytes before it (4 bytes), in the fewest low
-    bits that hold it. The time it takes includes the search for the bit rate."""
+def opus(kbps: float) -> System:
+    """An Ogg Opus file of the secret, preceded by its size in bytes (4 bytes), in as few low bits
+    as can hold it. Its RTF includes the search for the bit rate."""
     def hide(cover, secret, rate):
         content = encode_opus(secret.astype(np.float32) / sound.FULL_SCALE, rate, kbps)
         content = len(content).to_bytes(4, "big") + content
@@ -236,26 +240,26 @@ def opus(kbps: float) -> Method:
     return on_files(f"Opus, {kbps} kbit/s", "Opus in LSBs", hide, reveal)
 
 
-# ---------------------------------------------------------------- what no method can pass
+# ---------------------------------------------------------------- upper bound
 
 def bound(cover: Tensor, secret: Tensor, stego_snr: float) -> float:
-    """The secret SNR in dB that no method is expected to pass, of signals [T] at a stego SNR in dB.
+    """Upper bound of the secret SNR in dB for signals [T] at a stego SNR in dB.
 
-    What fits: the stego differs from the cover by an error of power D = P_cover / 10^(stego_snr /
-    10), in LSB^2, and is then rounded to 16 bits, noise of power N = 1/12 LSB^2. Whoever hides
-    knows the cover, so that it costs nothing (Costa, "Writing on dirty paper", 1983): R = 1/2
-    log2(1 + D / N) bits a sample. Cells of an odd width w have D = (w^2 - 1) / 12, and R is
-    log2(w), exactly what they carry; even ones cost 3 / 12 more.
+    Capacity: the stego differs from the cover by an error of power D = P_cover / 10^(stego_snr /
+    10) in LSB^2, and is then rounded to 16 bits, which is noise of power N = 1/12 LSB^2. The cover
+    is known when hiding, so it costs nothing (Costa, "Writing on dirty paper", 1983): R = 1/2
+    log2(1 + D / N) bits per sample. Cells of odd width w have D = (w^2 - 1) / 12, for which R =
+    log2(w), exactly what they carry; even widths cost 3 / 12 more.
 
-    What it takes: the secret is a Gaussian in each coefficient k of a circular MDCT of 256 bands,
-    of variance v_k, the mean of squares of 3 frames x 5 bands around it; and the v_k are known for
-    free. Reverse water-filling (Cover and Thomas, 10.3.3): sum of max(0, 1/2 log2(v_k / w)) = R T
-    gives the water level w, and the distortion is the mean of min(w, v_k). The revealed file is
-    rounded too: another 1/12.
+    Distortion: each coefficient k of the secret in a circular MDCT of 256 bands is Gaussian with
+    variance v_k, the mean square over the 3 frames x 5 bands around it, and the v_k are known for
+    free. Reverse water-filling (Cover and Thomas, 10.3.3): the sum of max(0, 1/2 log2(v_k / w)) =
+    R T gives the water level w; the distortion is the mean of min(w, v_k), plus 1/12 because the
+    revealed file is rounded too.
 
-    A Gaussian is the hardest of its variance, and the v_k come from the secret itself; so this is
-    what a model of this kind can reach, with its side information free, and no theorem about
-    speech. A method may be lossless where R is large.
+    A Gaussian is the hardest source for its variance, and the v_k come from the secret itself: this
+    bounds models of this kind with free side information, and is no theorem about speech. Where R
+    is large, a system may be lossless.
     """
     x = sound.FULL_SCALE * secret.double()
     squares = lapped(functional.pad(x, (0, -len(x) % 256))[None], 256).square()
@@ -274,6 +278,6 @@ def bound(cover: Tensor, secret: Tensor, stego_snr: float) -> float:
 
 
 def rate_of_snr(cover: Tensor, stego_snr: float) -> float:
-    """Bits a sample that a stego of this SNR (dB) can carry in a cover signal [T], see `bound`."""
+    """Bits per sample that a stego of this SNR (dB) carries in a cover signal [T], see `bound`."""
     power = sound.FULL_SCALE ** 2 * cover.double().square().mean().item()
     return 0.5 * math.log2(1 + 12 * power * 10 ** (-stego_snr / 10))

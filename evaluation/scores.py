@@ -1,16 +1,17 @@
-"""Scores of a method on pairs of files, all on what it wrote: SNR, LSD, PESQ, STOI; means; tables.
+"""Scores of a system on pairs of files, all measured on the files that it wrote; tables of them.
 
-    paths = write_pair(folder, cover, secret, 16000)    # of two signals
-    scores = score_pair(method, paths)                  # it hides, reveals, and is scored
-    print_table([summary("a method", "its family", [scores])], COLUMNS)
+    paths = write_pair(folder, cover, secret, 16000)    # two signals
+    scores = score_pair(system, paths)                  # hide, reveal, and measure
+    print_table({"its name": [scores]}, COLUMNS)
 
-SNR and LSD in dB, PESQ wide band at 16 kHz, STOI; RTF is audio seconds per second of processing,
-hide and reveal together. A method is what `baselines.Method` describes.
+SNR and LSD in dB, wide-band PESQ at 16 kHz, STOI; RTF is audio seconds per second of processing,
+hide and reveal together. A system is a `baselines.System`.
 
 Shapes: T samples, F frames. Samples are integer arrays [T] (1 LSB = 1), signals float tensors [T]
 in [-1, 1).
 """
 
+import csv
 import importlib
 import math
 import os
@@ -24,21 +25,22 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from files import sound
+from files.checkpoint import replacing
 from files.command import StegoError, tell
 from files.resample import resample
 
 NAMES = "cover", "secret", "stego", "revealed"
 
 
-def score_pair(method, paths: dict[str, str], perceptual: bool = True) -> dict[str, float]:
-    """Scores {name: value} of a method on the files of one pair; {} where it cannot hide. Writes
-    the stego and the revealed secret. `perceptual` adds PESQ and STOI."""
+def score_pair(system, paths: dict[str, str], perceptual: bool = True) -> dict[str, float]:
+    """Scores {name: value} of a system on the files of one pair; {} if it cannot hide. Writes the
+    stego and the revealed secret. `perceptual` adds PESQ and STOI."""
     start = time.perf_counter()
     try:
-        method.hide(paths["cover"], paths["secret"], paths["stego"])
-        method.reveal(paths["stego"], paths["revealed"])
+        system.hide(paths["cover"], paths["secret"], paths["stego"])
+        system.reveal(paths["stego"], paths["revealed"])
     except StegoError as error:
-        tqdm.write(f"{method.name}: {error}", file=sys.stderr)
+        tqdm.write(f"{system.name}: {error}", file=sys.stderr)
         return {}
     seconds = time.perf_counter() - start
     x, rate = {name: signal(paths[name]) for name in NAMES}, samples(paths["cover"])[1]
@@ -51,11 +53,11 @@ def score_pair(method, paths: dict[str, str], perceptual: bool = True) -> dict[s
     return scores | {"RTF": len(x["cover"]) / rate / seconds}
 
 
-# ---------------------------------------------------------------- the files of a pair
+# ---------------------------------------------------------------- files of a pair
 
 def write_pair(folder: str, cover: Tensor, secret: Tensor, rate: int) -> dict[str, str]:
-    """Write two signals as 16-bit WAV files. Returns the paths of these and of the stego and the
-    revealed secret to come, by NAMES."""
+    """Write two signals as 16-bit WAV files. Returns {name: path} of NAMES; stego and revealed
+    secret are not there yet."""
     paths = {name: os.path.join(folder, f"{name}.wav") for name in NAMES}
     for name, x in (("cover", cover), ("secret", secret)):
         sound.write_audio(paths[name], sound.to_pcm(x), rate)
@@ -63,25 +65,25 @@ def write_pair(folder: str, cover: Tensor, secret: Tensor, rate: int) -> dict[st
 
 
 def samples(path: str) -> tuple[np.ndarray, int]:
-    """The samples of a 16-bit mono file, int64 so that arithmetic does not overflow; and its rate
-    in Hz. Raises StegoError."""
+    """Samples of a 16-bit mono file, int64 so that arithmetic does not overflow; its rate in Hz.
+    Raises StegoError."""
     x, rate = sound.read_audio(path, "int16")
     return x[:, 0].astype(np.int64), rate
 
 
 def signal(path: str) -> Tensor:
-    """The same as a signal."""
+    """The same as a float signal."""
     return sound.from_pcm(samples(path)[0])
 
 
-# ---------------------------------------------------------------- scores of two signals
+# ---------------------------------------------------------------- scores
 
 def lsd(reference: Tensor, estimate: Tensor) -> float:
     """Log-spectral distance in dB of two signals [T]: the root mean square over bins of the
-    difference of log power, mean over frames (Gray and Markel, "Distance measures for speech
+    difference in log power, averaged over frames (Gray and Markel, "Distance measures for speech
     processing", 1976), with the frames of the super-resolution literature: 2048 samples, every 512,
-    Hann (Kuleshov et al., arXiv 1708.00853). Power counts from that of 16-bit rounding up, so that
-    digital silence is not minus infinity."""
+    Hann (Kuleshov et al., arXiv 1708.00853). The power of 16-bit rounding is added, so that digital
+    silence is not minus infinity."""
     window = torch.hann_window(2048)
     floor = window.square().sum() / 12 / sound.FULL_SCALE ** 2
 
@@ -95,7 +97,7 @@ def lsd(reference: Tensor, estimate: Tensor) -> float:
 
 
 def need(*names: str) -> list:
-    """Import optional packages, or end with the one line that says how to get them."""
+    """Import optional packages, or exit with one line that says how to install them."""
     try:
         return [importlib.import_module(name) for name in names]
     except ImportError as error:
@@ -105,7 +107,7 @@ def need(*names: str) -> list:
 
 
 def speech_scores(reference: Tensor, estimate: Tensor, rate: int) -> dict[str, float]:
-    """PESQ (wide band; NaN where it finds no speech) and STOI of two signals [T]."""
+    """Wide-band PESQ (NaN where it finds no speech) and STOI of two signals [T]."""
     pesq, pystoi = need("pesq", "pystoi")
     reference, estimate = (resample(x, rate, 16000).numpy() for x in (reference, estimate))
     try:
@@ -115,28 +117,6 @@ def speech_scores(reference: Tensor, estimate: Tensor, rate: int) -> dict[str, f
     return {"PESQ": quality, "STOI": float(pystoi.stoi(reference, estimate, 16000))}
 
 
-# ---------------------------------------------------------------- means over pairs
-
-def mean_interval(values: list) -> tuple[float, float]:
-    """Mean, and half of its 95 % interval (normal, over pairs); lost (None) counts as 0, what is
-    not finite is left out. NaN where there is none."""
-    values = np.array([value or 0 for value in values if value is None or math.isfinite(value)])
-    half = 1.96 * values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return (values.mean() if len(values) else math.nan), half
-
-
-def summary(method: str, family: str, rows: list[dict]) -> dict:
-    """A method's scores over all pairs, from [{score: value}]: a finite value, infinity where the
-    secret came back lossless, None where it is lost, NaN where there is none."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    values = {name: [row.get(name, math.nan) for row in rows] for name in names}
-    counts = {word: {name: column.count(mark) for name, column in values.items() if mark in column}
-              for word, mark in (("lossless", math.inf), ("lost", None))}
-    means = {name: mean_interval(column) for name, column in values.items()}
-    return {"method": method, "family": family, "pairs": len(rows), "failed": rows.count({}),
-            **counts, "values": values, "scores": means}
-
-
 # ---------------------------------------------------------------- tables
 
 DIGITS = {"SNR": 1, "LSD": 2, "PESQ": 2, "STOI": 3}
@@ -144,35 +124,66 @@ COLUMNS = {f"{part} {score}": DIGITS[score] for part in ("stego", "secret") for 
 COLUMNS |= {"below bound": 1, "RTF": 1}  # {score: digits}
 
 
-def print_table(summaries: list[dict], columns: dict[str, int]):
-    """One row a method, `columns` {score: digits}; notes on pairs that are not in a mean at the
-    row's end."""
-    columns = {name: digits for name, digits in columns.items()
-               if any(name in row["scores"] for row in summaries)}
-    width = max(len(row["method"]) for row in summaries) + 1
+def mean_interval(values: list) -> tuple[float, float]:
+    """Mean and half of its 95 % interval (normal, over pairs). Lost (None) counts as 0; infinities
+    and NaN are left out. NaN if nothing remains."""
+    values = np.array([value or 0 for value in values if value is None or math.isfinite(value)])
+    half = 1.96 * values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return (values.mean() if len(values) else math.nan), half
+
+
+def print_table(table: dict[str, list[dict]], columns: dict[str, int]):
+    """Print a table {row: one {score: value} for each pair}; {} is a pair that failed. `columns` is
+    {score: digits}. Notes at the end of a row count the pairs that its means leave out."""
+    names = {name for scores in table.values() for values in scores for name in values}
+    columns = {name: digits for name, digits in columns.items() if name in names}
+    width = max(map(len, table)) + 1
     heads = [name.split(" ", 1) if " " in name else ("", name) for name in columns]
     for line in (0, 1):
         tell(" " * width + "".join(f"{head[line]:>12s}" for head in heads), sys.stdout)
-    for row in summaries:
-        if row["failed"] == row["pairs"]:
-            tell(f"{row['method']:{width}s}  failed, see above", sys.stdout)
+    for row, scores in table.items():
+        if not any(scores):
+            tell(f"{row:{width}s}  failed, see above", sys.stdout)
             continue
-        cells = [cell(name, row["values"][name], digits) if name in row["values"] else ("-", "")
-                 for name, digits in columns.items()]
+        cells = [cell(name, column(scores, name), digits) for name, digits in columns.items()]
         numbers = "".join(f"{text:>12s}" for text, _ in cells)
         notes = "; ".join(note for _, note in cells if note)
-        tell(f"{row['method']:{width}s}{numbers}  {notes}", sys.stdout)
+        tell(f"{row:{width}s}{numbers}  {notes}", sys.stdout)
+
+
+def column(scores: list[dict], name: str) -> list:
+    """One score of each pair: finite, infinite where the secret is lossless, None where it is lost,
+    NaN where there is no such score."""
+    return [values.get(name, math.nan) for values in scores]
 
 
 def cell(name: str, values: list, digits: int) -> tuple[str, str]:
-    """A mean over pairs as text, and what to note of the pairs that are not in it."""
+    """A mean over pairs as text, and a note on the pairs that it leaves out."""
     mean, half = mean_interval(values)
     counts = {"lossless": values.count(math.inf), "lost": values.count(None)}
     for word, count in counts.items():
         if count == len(values):
             return word, ""
     counts["without"] = sum(x is not None and math.isnan(x) for x in values)
+    if counts["without"] == len(values):
+        return "-", ""
     note = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     text = "-" if math.isnan(mean) else f"{mean:.{digits}f}"
     text += "" if math.isnan(half) or name == "RTF" else f"±{half:.{digits}f}"
     return text, note and f"{name}: {note}"
+
+
+def write_csv(path: str, tables: dict[str, dict[str, list[dict]]]):
+    """Write tables, one number per line: its mean over pairs, half of the 95 % interval, and how
+    many pairs are in the mean, lossless, and lost."""
+    with replacing(path) as temporary, open(temporary, "w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow("table system score mean interval pairs lossless lost".split())
+        for table, rows in tables.items():
+            for row, scores in rows.items():
+                for name in dict.fromkeys(name for values in scores for name in values):
+                    values = column(scores, name)
+                    numbers = ["" if math.isnan(x) else f"{x:.6g}" for x in mean_interval(values)]
+                    finite = sum(x is None or math.isfinite(x) for x in values)
+                    lines.writerow([table, row, name, *numbers, finite, values.count(math.inf),
+                                    values.count(None)])

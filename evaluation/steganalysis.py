@@ -1,22 +1,31 @@
-"""Can a detector tell stegos from covers?
+"""Steganalysis: can a detector distinguish stegos from covers?
 
-    methods = methods_to_detect(models)
-    tables = steganalysis(methods, models, train_pairs, test_pairs, 16000, "cache")
+    systems = systems_to_detect(models)
+    tables = steganalysis(systems, train_pairs, test_pairs, 16000, seed=0)
 
-The observer has the program, its models and speech to hide in, but not the key. It hides secrets in
-covers, learns from these pairs what a stego looks like, and judges files of other voices: a verdict
-for each whole file of 3 to 5 s, by its samples alone. Half of the files are covers, the others
-stegos of other covers.
+The attacker has the program, its models and speech, but not the key. They hide secrets in covers,
+train detectors on these pairs, and classify recordings of other speakers: one decision for a whole
+file of 3 to 5 s, from its samples alone. Half of the files are covers, the others stegos of other
+covers.
 
-All detectors of detectors.py are trained on four fifths of the pairs; the one that is best on the
-rest is trained anew on all of them, and tested. The networks are, for one seed only.
+Four groups of features:
 
-Shapes: T samples. Samples are integer arrays [T], 1 LSB = 1.
+    quiet   how neighbours in the first three differences follow each other, in the quietest frames
+            (after the subtractive pixel adjacency matrix: Pevny, Bas and Fridrich, 2010)
+    bits    counts of small samples and differences, of pairs of values, of bits in each plane, of
+            repeats
+    floor   how low the spectrum falls in each band
+    places  roughness where the lattice puts its header and seal, and of single samples in a segment
+
+Two classifiers, each on one group or more: an ensemble of Fisher's linear discriminants in random
+subspaces (Kodovsky, Fridrich and Holub, 2012), and ridge regression with a Gaussian kernel. All are
+trained on four fifths of the pairs; the best on the remaining fifth is trained again on all of
+them, and tested.
+
+Shapes: T samples, N files, D features, F frames. Samples are integer arrays [T], 1 LSB = 1.
 """
 
-import hashlib
 import math
-import os
 import random
 import sys
 import tempfile
@@ -25,172 +34,318 @@ from collections import Counter
 import numpy as np
 from tqdm import tqdm
 
-import stego
-import wavinwav
-from evaluation import baselines
-from evaluation.baselines import Method, lsb, opus, ours, plus_minus
-from evaluation.detectors import DETECTORS, LEAST, Files, features, trained
-from evaluation.scores import mean_interval, print_table, samples, summary, write_pair
-from files import container, sound
-from files import parts as hiding
+from evaluation.baselines import System, is_lattice, lsb, opus, our_system, plus_minus
+from evaluation.scores import mean_interval, print_table, samples, signal, write_pair
+from files import sound
 from files.command import StegoError, tell
 from files.parts import in_order
-from lattice import cells, coder, lattice, quantiser
-from lattice.lattice import Lattice
 
-KEY = "a key that the observer has not"
+KEY = "a key unknown to the detector"
 SEEDS = 3
-LEAKED = 8, 32, 128  # pairs for training, besides all
+LEAKED = 8, 32, 128  # training pairs, besides all of them
 COLUMNS = {"stego SNR": 1, "accuracy": 3, "AUC": 3, **{f"with {n} pairs": 3 for n in LEAKED}}
+MIN_SAMPLES = 1536  # that the features need
+HEADER, SEAL, SEGMENT = 1290, 480, 512  # samples: the layout of a lattice's stego
 
 
-def methods_to_detect(models: dict, names: list[str] = ()) -> list[Method]:
-    """Those of these names, or all: models, which hide with a key; the others; and two controls, ±1
-    everywhere and nothing. Raises StegoError for a name that is none of theirs."""
-    methods = []
+def systems_to_detect(models: dict, names: list[str] = ()) -> list[System]:
+    """The systems with these names, or all: models, which hide with a key; the baselines; and two
+    controls, ±1 everywhere and nothing. Raises StegoError for an unknown name."""
+    systems = []
     for label, model in models.items():
-        if isinstance(model, Lattice):
-            methods += [ours(model, label, snr, key=KEY) for snr in (52, 58, 64, 70)]
-            methods += [ours(model, label, 58, masking=x, key=KEY) for x in (0, 0.25)]
-            methods += [ours(model, label, snr, masking=1, key=KEY) for snr in (52, 58, 64)]
+        if is_lattice(model):
+            systems += [our_system(model, label, snr, key=KEY) for snr in (52, 58, 64, 70)]
+            systems += [our_system(model, label, 58, masking=x, key=KEY) for x in (0, 0.25)]
+            systems += [our_system(model, label, snr, masking=1, key=KEY) for snr in (52, 58, 64)]
         else:
-            methods += [ours(model, label, key=KEY),
-                        ours(model, label)._replace(name=f"{label}, no key")]
-    methods += [lsb(1), lsb(4), opus(32), plus_minus(1), plus_minus(0)]
-    known = {method.name: method for method in methods}
+            systems += [our_system(model, label, key=KEY),
+                        our_system(model, label)._replace(name=f"{label}, no key")]
+    systems += [lsb(1), lsb(4), opus(32), plus_minus(1), plus_minus(0)]
+    known = {system.name: system for system in systems}
     for name in names:
         if name not in known:
-            raise StegoError(f"there is no method {name!r} to detect; give some of: "
+            raise StegoError(f"{name!r} is unknown to --steganalysis; give some of: "
                              + "; ".join(known))
     return [known[name] for name in names or known]
 
 
-def steganalysis(methods: list[Method], models: dict, train_pairs: list, test_pairs: list,
-                 rate: int, seed: int, cache: str, steps: int) -> dict[str, list[dict]]:
-    """Summaries {"steganalysis": accuracy and AUC of the best detector, "detectors": the AUC of
-    all}, a row a method, a value a seed. Pairs are (cover, secret) signals; stegos are kept in the
-    folder `cache`, and what is there is not hidden again. `steps` are the networks', of the first
-    seed; 0 leaves them out. A method that can hide too few of the pairs has no values. Raises
-    StegoError for pairs that are too short."""
+def steganalysis(systems: list[System], train_pairs: list, test_pairs: list, rate: int, seed: int,
+                 folder: str | None = None) -> dict[str, dict[str, list[dict]]]:
+    """Tables {"steganalysis": accuracy and AUC of the best detector, "detectors": AUC of each},
+    one row for each system, one {score: value} for each seed. Pairs are (cover, secret) signals;
+    temporary files are written in `folder`. A system that hides too few of the pairs has no values.
+    Raises StegoError for pairs that are too short."""
     pairs = [*train_pairs, *test_pairs]
-    if min(len(cover) for cover, _ in pairs) < LEAST:
-        raise StegoError(f"detectors need files of {LEAST} samples; give a higher --rate")
-    known = [version(method, models) for method in methods]
+    if min(len(cover) for cover, _ in pairs) < MIN_SAMPLES:
+        raise StegoError(f"detectors need files of {MIN_SAMPLES} samples; give a higher --rate")
 
-    def look(number):
-        cover = sound.to_pcm(pairs[number][0]).astype(np.int64)
-        with tempfile.TemporaryDirectory() as folder:
-            paths = write_pair(folder, *pairs[number], rate)
-            stegos = [kept_stego(*each, paths, cache) for each in zip(methods, known)]
-        return features(cover), [path and (path, features(samples(path)[0])) for path in stegos]
+    def hide_all(number):
+        """Features of a cover; features and SNR of its stegos, or None."""
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            paths = write_pair(temporary, *pairs[number], rate)
+            cover, stegos = signal(paths["cover"]), []
+            for system in systems:
+                try:
+                    system.hide(paths["cover"], paths["secret"], paths["stego"])
+                    snr = sound.snr_of(cover, signal(paths["stego"]))
+                    stegos.append((features(samples(paths["stego"])[0]), snr))
+                except StegoError as error:
+                    tqdm.write(f"{system.name}: {error}", file=sys.stderr)
+                    stegos.append(None)
+            return features(samples(paths["cover"])[0]), stegos
 
-    covers, stegos = zip(*in_order(look, range(len(pairs)), "pair"))
+    covers, stegos = zip(*in_order(hide_all, range(len(pairs)), "pair"))
 
-    def work(index):
-        there = [number for number in range(len(pairs)) if stegos[number][index]]
-        train = [number for number in there if number < len(train_pairs)]
-        test = there[len(train):]
+    def detect_one(index):
+        hidden = {number: row[index] for number, row in enumerate(stegos) if row[index]}
+        train = [number for number in hidden if number < len(train_pairs)]
+        test = [number for number in hidden if number >= len(train_pairs)]
         if len(train) < 5 or len(test) < 2:
             return math.nan, []
-        before = {i: sound.to_pcm(pairs[i][0]).astype(np.int64) for i in there}
-        after = {i: samples(stegos[i][index][0])[0] for i in there}
-        files = (Files(before, covers), Files(after, [x[index] and x[index][1] for x in stegos]))
-        results = [detect(files, train, test, rate, seed + i, 0 if i else steps)
-                   for i in range(SEEDS)]
-        snrs = [sound.snr_of(sound.from_pcm(before[i]), sound.from_pcm(after[i])) for i in test]
-        return math.inf if math.inf in snrs else mean_interval(snrs)[0], results
+        files = covers, {number: values for number, (values, _) in hidden.items()}
+        snrs = [hidden[number][1] for number in test]
+        return (math.inf if math.inf in snrs else mean_interval(snrs)[0],
+                [detect(files, train, test, seed + i) for i in range(SEEDS)])
 
-    tables = {"steganalysis": [], "detectors": []}
-    for method, (snr, results) in zip(methods, in_order(work, range(len(methods)), "detector")):
-        names, scores, areas = zip(*results) if results else ([], [{}], [{}])
-        chosen = "".join(f": {name}" for name, _ in Counter(names).most_common(1))
-        scores = [{"stego SNR": snr} | each if each else each for each in scores]
-        tables["steganalysis"].append(summary(method.name + chosen, method.family, scores))
-        tables["detectors"].append(summary(method.name, method.family, areas))
+    tables = {"steganalysis": {}, "detectors": {}}
+    for system, (snr, results) in zip(
+            systems, in_order(detect_one, range(len(systems)), "detector")):
+        names, scores, areas = zip(*results) if results else ([], [], [{}])
+        best = "".join(f": {name}" for name, _ in Counter(names).most_common(1))
+        scores = [{"stego SNR": snr} | each for each in scores] or [{}]
+        tables["steganalysis"][system.name + best] = scores
+        tables["detectors"][system.name] = list(areas)
     return tables
 
 
-def print_detections(tables: dict[str, list[dict]]):
-    """What `steganalysis` returned."""
-    tell("files of other voices, told apart; 0.5 is guessing; mean ± half of the 95 % interval "
-         f"over {SEEDS} seeds", sys.stdout)
+def print_detections(tables: dict[str, dict[str, list[dict]]]):
+    """Print what `steganalysis` returned."""
+    tell("recordings of other speakers, classified; 0.5 is guessing; mean ± half of the 95 % "
+         f"interval over {SEEDS} seeds", sys.stdout)
     print_table(tables["steganalysis"], COLUMNS)
     tell("", sys.stdout)
     tell("AUC of each detector, trained on four fifths of the pairs", sys.stdout)
     print_table(tables["detectors"], dict.fromkeys(DETECTORS, 3))
 
 
-# ---------------------------------------------------------------- stegos that are kept
+def detect(files: tuple, train: list, test: list, seed: int) -> tuple[str, dict, dict]:
+    """Choose, train and test a detector.
 
-def version(method: Method, models: dict) -> bytes:
-    """What a method's stegos depend on, besides covers and secrets: its name, which tells its
-    parameters; its model; the code."""
-    digest = hashlib.sha256(method.name.encode())
-    if method.family in models:
-        state = models[method.family].state_dict()
-        digest.update(b"%d" % container.fingerprint(state.values()))
-    for module in (baselines, cells, coder, container, hiding, lattice, quantiser, sound, stego,
-                   wavinwav):
-        with open(module.__file__, "rb") as file:
-            digest.update(file.read())
-    return digest.digest()
-
-
-def kept_stego(method: Method, known: bytes, paths: dict[str, str], cache: str) -> str | None:
-    """The path of a stego in the cache, hidden now if it is not there; None where the method cannot
-    hide this pair. `known` is the method's `version`."""
-    digest = hashlib.sha256(known)
-    for name in ("cover", "secret"):
-        with open(paths[name], "rb") as file:
-            digest.update(file.read())
-    path = os.path.join(cache, f"{digest.hexdigest()[:32]}.flac")
-    if not os.path.exists(path):
-        try:
-            method.hide(paths["cover"], paths["secret"], path)
-        except StegoError as error:
-            tqdm.write(f"{method.name}: {error}", file=sys.stderr)
-            return None
-    return path
-
-
-# ---------------------------------------------------------------- the best of all detectors
-
-def detect(files: tuple[Files, Files], train: list, test: list, rate: int, seed: int,
-           steps: int) -> tuple[str, dict, dict]:
-    """The detector that is best on the last fifth of training pairs, in a random order; its
-    accuracy and AUC, trained on all of them and on fewer; and the AUC of each detector, trained on
-    four fifths. `files` are covers and stegos; the test is on covers of a random half of test
-    pairs and stegos of the other, then the other way round: means of both."""
+    Args:
+        files: features {group: [D]} of covers and of stegos, each indexed by pair number.
+        train, test: pair numbers. The test uses covers of a random half of the test pairs and
+            stegos of the other half, then the other way round, and takes the means.
+    Returns:
+        name of the detector that is best on the last fifth of the training pairs;
+        {score: value} of it, trained on all pairs and on fewer;
+        {name: AUC} of each detector, trained on four fifths.
+    """
     rng = random.Random(seed)
     train, test = (rng.sample(numbers, len(numbers)) for numbers in (train, test))
     first, last = train[:len(train) * 4 // 5], train[len(train) * 4 // 5:]
     halves = test[:len(test) // 2], test[len(test) // 2:]
-    own, areas = {}, {}
 
-    def tested(score):  # accuracy and AUC
-        ways = [list(map(score, files, way)) for way in (halves, halves[::-1])]
+    def pick(kind, numbers):
+        return [files[kind][number] for number in numbers]
+
+    def train_on(name, numbers):
+        return train_detector(name, pick(0, numbers), pick(1, numbers), seed)
+
+    def accuracy_and_auc(score):
+        ways = [(score(pick(0, one)), score(pick(1, other)))
+                for one, other in (halves, halves[::-1])]
         correct = [((covers < 0).mean() + (stegos >= 0).mean()) / 2 for covers, stegos in ways]
         return np.mean(correct), np.mean([auc(*way) for way in ways])
 
-    for name, (_, groups) in DETECTORS.items():
-        if not (groups or steps):
-            continue
-        score = trained(name, files, first, rate, seed, steps)
-        own[name] = auc(*(score(some, last) for some in files))
-        areas[name] = tested(score)[1]
-    best = max(own, key=own.get)
-    accuracies = {}
-    for count in (*(n for n in LEAKED if n < len(train)), len(train)):
-        score = trained(best, files, train[:count], rate, seed, steps)
-        accuracies[count], area = tested(score)
-    scores = {"accuracy": accuracies.pop(len(train)), "AUC": area}
-    return best, scores | {f"with {n} pairs": x for n, x in accuracies.items()}, areas
+    validation, areas = {}, {}
+    for name in DETECTORS:
+        score = train_on(name, first)
+        validation[name] = auc(score(pick(0, last)), score(pick(1, last)))
+        areas[name] = accuracy_and_auc(score)[1]
+    best = max(validation, key=validation.get)
+    accuracy, area = accuracy_and_auc(train_on(best, train))
+    scores = {"accuracy": accuracy, "AUC": area}
+    for count in LEAKED:
+        if count < len(train):
+            score = train_on(best, train[:count])
+            scores[f"with {count} pairs"] = accuracy_and_auc(score)[0]
+    return best, scores, areas
 
 
 def auc(negative: np.ndarray, positive: np.ndarray) -> float:
-    """Area under the ROC curve of two score arrays, exact: the chance that a positive ranks above a
-    negative, ties half."""
+    """Exact area under the ROC curve of two score arrays: the probability that a positive ranks
+    above a negative, ties counting half."""
     order = np.sort(negative)
     below = np.searchsorted(order, positive, "left")
     up_to = np.searchsorted(order, positive, "right")
     return (below + up_to).mean() / 2 / len(negative)
+
+
+# ---------------------------------------------------------------- features
+
+def features(x: np.ndarray) -> dict[str, np.ndarray]:
+    """Features {group: [D]} of samples [T], at least MIN_SAMPLES."""
+    return {"quiet": quiet(x), "bits": bits(x), "floor": floor(x), "places": places(x)}
+
+
+def quiet(x: np.ndarray) -> np.ndarray:
+    """Shares of pairs of neighbours in the first, second and third differences, in steps of 1 and 4
+    LSB clipped to ±5 steps, in the quietest 5 % and 20 % of frames of 256 samples."""
+    frames = x[:len(x) // 256 * 256].reshape(-1, 256)
+    order, shares = np.diff(frames, axis=1).var(1).argsort(), []
+    for share in (0.05, 0.2):
+        difference = frames[np.sort(order[:max(2, int(share * len(frames)))])]
+        for power in range(3):
+            difference = np.diff(difference, axis=1)
+            shares += [neighbours(np.rint(difference / (step << power)).astype(int).ravel())
+                       for step in (1, 4)]
+    return np.concatenate(shares)
+
+
+def neighbours(x: np.ndarray, limit: int = 5) -> np.ndarray:
+    """Square roots of the shares of all pairs of neighbours among integers [n] clipped to ±limit.
+    Pairs that mirror each other in time or sign are counted together."""
+    size = 2 * limit + 1
+    x = x.clip(-limit, limit) + limit
+    counts = np.bincount(x[:-1] * size + x[1:], minlength=size ** 2).reshape(size, size)
+    counts = counts + counts.T
+    counts = counts + counts[::-1, ::-1]
+    row, column = np.triu_indices(size)
+    once = row + column < size
+    counts = counts[row[once], column[once]]
+    return np.sqrt(counts / counts.sum())
+
+
+def bits(x: np.ndarray) -> np.ndarray:
+    """Statistics of small values and of the lowest bits of samples [T]."""
+    values, difference = [], x
+    for _ in range(5):  # samples and their differences: shares of magnitude 0, 1, ...
+        size = np.abs(difference)
+        counts = [*(size == np.arange(16)[:, None]).mean(1),
+                  *((size < 2 << i).mean() for i in range(8))]
+        values += [np.log10(np.array(counts) + 1 / len(x))]
+        difference = np.diff(difference)
+    histogram = np.bincount(x.clip(-513, 512) + 513, minlength=1026)[1:-1].astype(float)
+    for width in (2, 4, 8, 16):  # chi-squared test within cells, and cells shifted by half
+        for shift in (0, width // 2):
+            cells = np.roll(histogram, -shift).reshape(-1, width)
+            mean = cells.mean(1, keepdims=True)
+            square = ((cells - mean) ** 2 / mean.clip(1)).sum()
+            values += [[np.log10(1e-3 + square / max(1, (mean > 0).sum() * (width - 1)))]]
+    for plane in range(6):
+        bit = x >> plane & 1
+        values += [[bit.mean(), abs(bit.mean() - 0.5), (bit[1:] == bit[:-1]).mean(),
+                    (bit[2:] == bit[:-2]).mean()]]
+    for width in (3, 5, 6, 7, 9, 11, 13):
+        shares = np.bincount(x % width, minlength=width) / len(x)
+        values += [[np.log10(1e-6 + ((shares - 1 / width) ** 2).sum())]]
+    runs = np.diff([-1, *np.flatnonzero(np.diff(x)), len(x) - 1]).astype(float)
+    used = len(np.unique(x)) / (np.ptp(x) + 1)
+    values += [np.log10([runs.max(), np.mean(runs ** 2), used])]
+    return np.concatenate(values)
+
+
+def floor(x: np.ndarray, size: int = 512) -> np.ndarray:
+    """Low percentiles of the log power of samples [T]: of 16 bands, of their single bins, of
+    quarters of the spectrum, and of its upper half by the loudness of frames."""
+    window = np.hanning(size)
+    frames = np.lib.stride_tricks.sliding_window_view(x.astype(float), size)[::size // 2]
+    power = np.abs(np.fft.rfft(frames * window)[:, 1:]) ** 2 / (window ** 2).sum() + 0.01
+    decibels = 10 * np.log10(power)  # [F, size / 2]
+
+    def split(x, parts):
+        return x.reshape(len(x), parts, -1)
+
+    level = 10 * np.log10(split(power, 16).mean(2))
+    values = [np.percentile(level, (0, 2, 5, 10, 20, 35, 50), 0),
+              np.percentile(split(decibels, 16), (0.1, 1, 5, 20), (0, 2))]
+    for quarter in np.moveaxis(split(decibels, 4), 1, 0):
+        counts = np.histogram(quarter.clip(-20, 60), np.arange(-20.5, 62, 3))[0]
+        values += [np.sqrt(counts / quarter.size)]
+    flatness = split(decibels, 4).mean(2) - 10 * np.log10(split(power, 4).mean(2))
+    values += [np.percentile(flatness, (5, 25, 50, 75, 95), 0)]
+    for some in np.array_split(power.sum(1).argsort(), 5):
+        values += [np.percentile(decibels[some, size // 4:], (1, 10, 50))]
+    return np.concatenate([np.ravel(value) for value in values])
+
+
+def places(x: np.ndarray) -> np.ndarray:
+    """Roughness of samples [T] (log magnitude of third differences): at both ends, where a lattice
+    puts header and seal, compared with the samples next to them; and of the smoothest and roughest
+    few samples of a segment compared with its mean, by loudness."""
+    rough = np.log2(1 + np.abs(np.diff(x, 3)))
+    values = []
+    for end, count in ((rough, HEADER), (rough[::-1], SEAL)):
+        first, *others = np.array_split(end[:3 * count], 3)
+        for share in (0.25, 0.5, 0.75, 0.95):
+            at, *after = (np.quantile(some, share) for some in (first, *others))
+            values += [at, at - after[0], at - min(after)]
+    segments = rough[HEADER:]
+    segments = segments[:len(segments) // SEGMENT * SEGMENT].reshape(-1, SEGMENT)
+    for some in np.array_split(segments[segments.mean(1).argsort()], (2, len(segments) // 4)):
+        if len(some):
+            values += list(np.quantile(some, (0.01, 0.03, 0.97, 0.99), 1).mean(1) - some.mean())
+        else:
+            values += 4 * [0.0]
+    return np.array(values)
+
+
+# ---------------------------------------------------------------- detectors
+
+def train_detector(name: str, covers: list[dict], stegos: list[dict], seed: int):
+    """Train a detector on features {group: [D]} of pairs. Returns a function that scores the
+    features of N files: [N], above 0 for stegos."""
+    classifier, groups = DETECTORS[name]
+
+    def table(files):  # [N, D]
+        return np.stack([np.concatenate([file[group] for group in groups]) for file in files])
+
+    before, after = table(covers), table(stegos)
+    both = np.concatenate([before, after])
+    mean, deviation = both.mean(0), both.std(0)
+    varies = deviation > 1e-8
+
+    def scaled(x):  # to mean 0 and deviation 1 on the training files, within ±4
+        return ((x - mean) * varies / np.where(varies, deviation, 1)).clip(-4, 4)
+
+    score = classifier(scaled(before), scaled(after), seed)
+    return lambda files: score(scaled(table(files)))
+
+
+def fisher(covers, stegos, seed, dimensions=200, learners=60, ridge=0.01):
+    """An ensemble of linear discriminants, each of randomly chosen features of [N, D] and of pairs
+    drawn with replacement. Returns a function that scores files: [N], above 0 for stegos."""
+    rng, size = np.random.default_rng(seed), covers.shape[1]
+    direction, offset = np.zeros(size), 0
+    for _ in range(learners):
+        some = rng.choice(size, min(dimensions, size), replace=False)
+        drawn = rng.integers(0, len(covers), len(covers))[:, None]
+        before, after = covers[drawn, some], stegos[drawn, some]
+        difference, middle = after.mean(0) - before.mean(0), (after.mean(0) + before.mean(0)) / 2
+        within = np.concatenate([before - before.mean(0), after - after.mean(0)])
+        scatter = within.T @ within / len(within) + ridge * np.eye(len(some))
+        normal = np.linalg.solve(scatter, difference)
+        normal /= np.sqrt(normal @ scatter @ normal) + 1e-12
+        direction[some] += normal
+        offset -= normal @ middle
+    return lambda x: (x @ direction + offset) / learners
+
+
+def kernel(covers, stegos, seed, ridge=1e-4):
+    """Ridge regression of ±1 with a Gaussian kernel as wide as the median distance. Returns a
+    function as `fisher` does."""
+    x = np.concatenate([covers, stegos])
+    sign = np.repeat([-1.0, 1.0], len(covers))
+
+    def distance(a):
+        return ((a ** 2).sum(1)[:, None] + (x ** 2).sum(1) - 2 * a @ x.T).clip(0)
+
+    width = np.median(distance(x)) + 1e-12
+    weights = np.linalg.solve(np.exp(-distance(x) / width) + ridge * len(x) * np.eye(len(x)), sign)
+    return lambda a: np.exp(-distance(a) / width) @ weights
+
+
+GROUPS = {"quiet": ("quiet",), "quiet, bits": ("quiet", "bits"),
+          "all": ("quiet", "bits", "floor", "places")}
+DETECTORS = {f"{name} {classifier.__name__}": (classifier, groups)
+             for classifier in (fisher, kernel) for name, groups in GROUPS.items()}

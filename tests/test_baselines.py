@@ -1,4 +1,4 @@
-"""baselines.py: each method against what is known of it, and the bound against its closed form."""
+"""evaluation/baselines.py: each system against what is known of it, the bound against formulas."""
 
 import math
 import os
@@ -21,16 +21,16 @@ def paths(tmp_path):
     return pair_files(tmp_path)
 
 
-def run(method, paths):
-    """cover, secret, stego, revealed as samples, all from files."""
-    method.hide(paths["cover"], paths["secret"], paths["stego"])
-    method.reveal(paths["stego"], paths["revealed"])
+def run(system, paths):
+    """Samples of cover, secret, stego and revealed secret, read from their files."""
+    system.hide(paths["cover"], paths["secret"], paths["stego"])
+    system.reveal(paths["stego"], paths["revealed"])
     assert all(soundfile.info(path).subtype == "PCM_16" for path in paths.values())
     return [scores.samples(path)[0] for path in paths.values()]
 
 
 @pytest.mark.parametrize("bits", [1, 4, 8])
-def test_embedding_takes_the_nearest_sample_that_fits(bits):
+def test_embed_takes_the_nearest_congruent_sample(bits):
     rng = np.random.default_rng(0)
     cover = np.concatenate([rng.integers(-32768, 32768, 300), [-32768] * 50, [32767] * 50])
     values = rng.integers(0, 2 ** bits, 400)
@@ -84,7 +84,7 @@ def test_opus(tmp_path, rate, kbps):
     assert len(revealed) == len(secret) and np.corrcoef(secret, revealed)[0, 1] > 0.9
 
 
-def test_opus_that_cannot_be(paths):
+def test_opus_refuses(paths):
     with pytest.raises(sound.StegoError, match="needs more than 2 kbit/s"):
         run(baselines.opus(2), paths)
     with pytest.raises(sound.StegoError, match="no Ogg"):

@@ -1,7 +1,6 @@
-"""steganalysis.py and detectors.py: what a detector must find, what it cannot, and what is kept."""
+"""evaluation/steganalysis.py: what detectors must find, what they cannot, and the command."""
 
-import json
-import os
+import csv
 
 import numpy as np
 import pytest
@@ -9,9 +8,11 @@ import soundfile
 import torch
 
 import evaluate
-from evaluation import detectors, steganalysis
+from evaluation import steganalysis
 from evaluation.baselines import lsb, plus_minus
+from files.container import DENSE
 from helpers import INN, voice
+from lattice.cells import SEGMENT
 
 
 def pairs(count, seed):
@@ -19,40 +20,40 @@ def pairs(count, seed):
     return list(zip(voices[::2], voices[1::2]))
 
 
-def test_it_is_sure_of_four_bits_and_guesses_at_nothing(tmp_path):
-    methods = [lsb(4), plus_minus(0)]
-    tables = steganalysis.steganalysis(methods, {}, pairs(40, 0), pairs(24, 100), 4000, 0,
-                                       str(tmp_path), steps=0)
-    four, nothing = tables["steganalysis"]
-    assert four["method"].startswith("LSB, 4 bits: ") and len(four["values"]["AUC"]) == 3
-    assert min(four["values"]["AUC"]) > 0.9 and min(four["values"]["accuracy"]) > 0.8
-    assert set(four["values"]) >= {"with 8 pairs", "with 32 pairs", "stego SNR"}
-    assert nothing["values"]["stego SNR"] == 3 * [np.inf]
-    assert all(abs(x - 0.5) < 0.3 for x in nothing["values"]["AUC"])
-    assert abs(np.mean(nothing["values"]["AUC"]) - 0.5) < 0.2
-    for row in tables["detectors"]:
-        assert set(row["scores"]) == {name for name in detectors.DETECTORS if "network" not in name}
+def test_four_bits_are_detected_and_nothing_is_not():
+    tables = steganalysis.steganalysis(
+        [lsb(4), plus_minus(0)], pairs(40, 0), pairs(24, 100), 4000, seed=0)
+    (name, four), (_, nothing) = tables["steganalysis"].items()
+    assert name.startswith("LSB, 4 bits: ") and len(four) == 3
+    assert all(seed["AUC"] > 0.9 and seed["accuracy"] > 0.8 for seed in four)
+    assert set(four[0]) >= {"with 8 pairs", "with 32 pairs", "stego SNR"}
+    assert {seed["stego SNR"] for seed in nothing} == {np.inf}
+    areas = np.array([seed["AUC"] for seed in nothing])
+    assert np.abs(areas - 0.5).max() < 0.3 and abs(areas.mean() - 0.5) < 0.2
+    for seeds in tables["detectors"].values():
+        assert set(seeds[0]) == set(steganalysis.DETECTORS)
 
 
-def test_networks_learn_what_is_plain_to_see():
-    covers = [np.round(8000 * voice(3, 2000, seed)).astype(np.int64) for seed in range(12)]
-    rng = np.random.default_rng(0)
-    files = [detectors.Files(dict(enumerate(some)), []) for some in (
-        covers, [x // 256 * 256 + rng.integers(0, 256, len(x)) for x in covers])]
-    for name in ("waveform network", "spectral network"):
-        score = detectors.trained(name, files, range(8), 2000, 0, steps=25)
-        scores = [score(some, range(8, 12)) for some in files]
-        assert steganalysis.auc(*scores) > 0.9
+def test_a_system_that_hides_too_few_pairs_has_no_values():
+    short = [(torch.zeros(2000), torch.zeros(2000)), *pairs(5, 0)]
+    refusing = lsb(1)._replace(name="refusing", hide=steganalysis.opus(1).hide)
+    tables = steganalysis.steganalysis([refusing], short, pairs(3, 100), 4000, seed=0)
+    assert tables == {"steganalysis": {"refusing": [{}]}, "detectors": {"refusing": [{}]}}
 
 
 def test_features_have_one_size_and_are_finite():
     sizes = set()
-    for x in (np.zeros(detectors.LEAST, np.int64), np.arange(-32768, 32768, 7),
+    for x in (np.zeros(steganalysis.MIN_SAMPLES, np.int64), np.arange(-32768, 32768, 7),
               np.full(3000, 32767)):
-        groups = detectors.features(x)
+        groups = steganalysis.features(x)
         assert all(np.isfinite(values).all() for values in groups.values())
         sizes.add(tuple(map(len, groups.values())))
     assert len(sizes) == 1
+
+
+def test_layout_is_that_of_the_lattice():
+    assert (steganalysis.HEADER, steganalysis.SEAL, steganalysis.SEGMENT) == (
+        DENSE.header_samples, DENSE.seal_samples, SEGMENT)
 
 
 def test_auc():
@@ -62,14 +63,6 @@ def test_auc():
     assert abs(steganalysis.auc(negative, positive) - np.mean(both)) < 1e-12
     assert steganalysis.auc(np.zeros(5), np.zeros(7)) == 0.5
     assert steganalysis.auc(np.zeros(5), np.ones(7)) == 1
-
-
-def run(folder, *names, **flags):
-    words = ["--data_dir", folder / "test", "--steganalysis", folder / "train", *names]
-    flags = {"pairs": 4, "train_pairs": 6, "model": INN, "rate": 4000,
-             "detector_steps": 2} | flags
-    words += [word for name, value in flags.items() for word in (f"--{name}", value)]
-    evaluate.main([str(word) for word in words])
 
 
 @pytest.fixture
@@ -82,30 +75,29 @@ def voices(tmp_path):
     return tmp_path
 
 
-def test_stegos_are_kept_and_methods_chosen(voices, capsys):
-    kept, names = voices / "kept", ("LSB, 4 bits", "±1 everywhere")
-    run(voices, *names, steganalysis_cache=kept, json=voices / "t.json")
-    first = capsys.readouterr().out
-    assert all(name in first for name in names) and "Opus" not in first
-    files = {file.path: file.stat().st_mtime_ns for file in os.scandir(kept)}
-    assert len(files) > 10
-    run(voices, *names, steganalysis_cache=kept)
-    assert capsys.readouterr().out == first
-    assert files == {file.path: file.stat().st_mtime_ns for file in os.scandir(kept)}
-    run(voices, names[0], steganalysis_cache=kept, seed=1, train_pairs=7)
-    assert len(os.listdir(kept)) > len(files)
-    tables = json.loads((voices / "t.json").read_text())
-    assert len(tables["steganalysis"]) == len(tables["detectors"]) == 2
+def run(folder, *names, rate=4000):
+    words = ["--data_dir", folder / "test", "--steganalysis", folder / "train", *names,
+             "--pairs", 4, "--train_pairs", 6, "--model", INN, "--rate", rate,
+             "--csv", folder / "t.csv"]
+    evaluate.main([str(word) for word in words])
 
 
-@pytest.mark.parametrize("names, flags, message", [
-    (["LSB"], {}, "there is no method 'LSB' to detect; give some of: INN; INN, no key; LSB, 1 bit"),
-    ([], {"steganalysis_cache": "none/kept"}, "none/kept: No such file or directory"),
-    ([], {"steganalysis_cache": "file"}, "file/stego.flac cannot be written (Not a dir"),
-    (["LSB, 4 bits"], {"rate": 400}, "detectors need files of 1536 samples; give a higher --rate")])
-def test_one_line_says_what_is_wrong(voices, monkeypatch, names, flags, message):
-    monkeypatch.chdir(voices)
-    (voices / "file").write_text("as it was")
+def test_command(voices, capsys):
+    names = "LSB, 4 bits", "±1 everywhere"
+    run(voices, *names)
+    out = capsys.readouterr().out
+    assert all(name in out for name in names) and "Opus" not in out
+    run(voices, *names)
+    assert capsys.readouterr().out == out, "everything has a seed"
+    with open(voices / "t.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["table"] for row in rows} == {"steganalysis", "detectors"}
+
+
+@pytest.mark.parametrize("names, rate, message", [
+    (["LSB"], 4000, "'LSB' is unknown to --steganalysis; give some of: INN; INN, no key; LSB, 1"),
+    (["LSB, 4 bits"], 400, "detectors need files of 1536 samples; give a higher --rate")])
+def test_one_line_says_what_is_wrong(voices, names, rate, message):
     with pytest.raises(SystemExit) as caught:
-        run(voices, *names, **flags)
+        run(voices, *names, rate=rate)
     assert message in caught.value.code and len(caught.value.code.splitlines()) == 1

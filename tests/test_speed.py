@@ -1,0 +1,24 @@
+"""evaluation/speed.py: it runs the command and prints what it measured."""
+
+import re
+import subprocess
+
+import pytest
+
+from evaluation.speed import measure_speed
+from helpers import INN
+
+
+def test_measure_speed(capsys):
+    measure_speed(INN, minutes=0.05, channels=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["hide", "reveal"]
+    for line in lines:
+        assert "0.05 minutes, channels: 2, 16000 Hz" in line
+        speed, memory = re.search(r"(\d+) times real time.* (\d+) MiB", line).groups()
+        assert float(speed) > 0 and float(memory) > 50
+
+
+def test_a_model_that_does_not_exist():
+    with pytest.raises(subprocess.CalledProcessError):
+        measure_speed("none.pt", minutes=0.05)
