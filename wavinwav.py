@@ -3,45 +3,55 @@
 An invertible neural network (INN) runs forward to hide and backward to reveal:
 
     cover, secret  -- hide -->    stego, r          the stego sounds like the cover
-    stego, z       -- reveal -->  cover^, secret^   z stands in for r, which is thrown away
+    stego, z       -- reveal -->  cover^, secret^   z replaces r, which is thrown away
 
 After "WavInWav: Time-domain Speech Hiding via Invertible Neural Network" (arXiv 2510.02915).
-To be copied into other projects: it imports torch and the standard library only.
+Needs torch and the standard library only, so it can be copied into other projects.
 Shapes: B batch, T samples, M bands of the lapped transform, F frames, P phases of frames.
 
     model = wavinwav.load("wavinwav.pt")
-    stego, r = model.hide(cover, secret)      # float tensors [T] or [B, T] in [-1, 1)
-    cover_, secret_ = model.reveal(stego)
+    stego, r = model.hide(cover, secret)      # float tensors [T] or [B, T] in [-1, 1]
+    cover_, secret_ = model.reveal(stego)     # or model.reveal(stego, r), which is exact
 """
 
 import copy
 import functools
 import math
-from dataclasses import dataclass, fields
+import os
+from dataclasses import asdict, dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 Pair = tuple[Tensor, Tensor]
-nothing = torch.zeros_like  # a subnet that changes nothing
+FORMAT = 2  # of model files
+FLOATS = torch.float32, torch.float64  # in which the inverse is exact
+
+
+def zero(x: Tensor) -> Tensor:  # a subnet that changes nothing
+    return x.new_zeros(())
+
+
+def bounded_exp(x: Tensor, clamp: float) -> Tensor:  # between exp(-clamp) and exp(clamp)
+    return torch.exp(clamp * (2 * torch.sigmoid(x) - 1))
 
 
 class AffineCoupling(nn.Module):
     """One invertible block, section III of the paper. Two tensors -> two of the same shapes.
 
     cover' = cover + phi(secret); secret' = secret * exp(a(rho(cover'))) + eta(cover').
-    rho and eta read cover' in both directions, since that is what reveal has. Whatever phi, rho
-    and eta are, the inverse is exact. The log-scale is bounded as in HiNet (Jing et al. 2021).
+    rho and eta read cover' in both directions, since reveal has no other cover. The inverse is
+    exact whatever phi, rho and eta are. a bounds the log-scale, as in HiNet (Jing et al. 2021).
     """
 
-    def __init__(self, phi=nothing, rho=nothing, eta=nothing, clamp: float = 2.0):
+    def __init__(self, phi=zero, rho=zero, eta=zero, clamp: float = 2.0):
         super().__init__()
         self.phi, self.rho, self.eta, self.clamp = phi, rho, eta, clamp
 
-    def scale(self, cover: Tensor) -> Tensor | float:
-        rho = self.rho(cover).to(cover.dtype) if self.rho is not nothing else None
-        return 1.0 if rho is None else torch.exp(self.clamp * (2 * torch.sigmoid(rho) - 1))
+    def scale(self, cover: Tensor) -> Tensor:
+        return bounded_exp(self.rho(cover).to(cover.dtype), self.clamp)
 
     def forward(self, cover: Tensor, secret: Tensor) -> Pair:
         cover = cover + self.phi(secret)
@@ -73,24 +83,8 @@ class PaperConfig(Config):
     growth: int = 32  # channels that each inner conv of a dense subnet adds, and
     kernel: int = 11  # its taps: inferred from the 3.39 M parameters that the paper states
     clamp: float = 2.0  # bound of the log-scale
-    squeeze: int = 1  # samples that are channels of one step of the convs; the paper has 1
+    squeeze: int = 1  # successive samples that become channels of the convs; the paper has 1
     robust: bool = False  # a second stack, trained to reveal from stegos that have changed
-
-
-@dataclass
-class LappedConfig(Config):
-    preset: str = "lapped"
-    sample_rate: int = 16000  # Hz, of the training audio; the network runs at any
-    bands: int = 64  # of the lapped transform
-    carriers: int = 64  # of these, the lowest ones carry the same of the secret
-    growth: int = 8  # channels of the subnets that foresee the secret's level
-    clamp: float = 6.0  # bound of the log-scale
-    stego_snr: float = 48.0  # dB, of a stego unless another is asked for
-    margin: float = 1.2  # LSB that are left empty at both edges of a cell
-    reserve: float = 0.0  # of a cell's usual width, left empty there too, for noise
-
-
-Config.paper, Config.lapped = PaperConfig, LappedConfig
 
 
 class DenseSubnet(nn.Module):
@@ -112,7 +106,7 @@ class DenseSubnet(nn.Module):
 
 
 def precise(method):
-    """Runs a method without gradients and without autocast, under which nothing is exact."""
+    """Run a method without gradients and without autocast, in which the inverse is not exact."""
     @functools.wraps(method)
     def run(self, *args, **options):
         with torch.no_grad(), torch.autocast(next(self.parameters()).device.type, enabled=False):
@@ -139,41 +133,75 @@ class PaperINN(nn.Module):
         return cover, secret
 
     def inverse(self, stego: Tensor, r: Tensor, robust: bool = False) -> Pair:
-        """Inverse of `forward`, or what the stack that the robust stage trained makes of it."""
+        """Inverse of `forward`. `robust` runs the second stack instead, which only approximates
+        the inverse, but also where the stego has changed."""
         for block in reversed(self.robust_blocks if robust else self.blocks):
             stego, r = block.inverse(stego, r)
         return stego, r
 
     @precise
     def hide(self, cover: Tensor, secret: Tensor) -> Pair:
-        """cover, secret [T] or [B, T] in [-1, 1) -> stego, r, like them. Raises ValueError."""
+        """cover, secret [T] or [B, T] in [-1, 1] -> stego, r, like them. Raises ValueError."""
         return tuple(x.view_as(cover) for x in self(*_rows(self, cover=cover, secret=secret)))
 
     @precise
     def reveal(self, stego: Tensor, z: Tensor | None = None) -> Pair:
         """stego [T] or [B, T] -> cover, secret: exactly where z is r, else with z of N(0, I)."""
-        x, r = _rows(self, stego=stego, z=z)
-        r = torch.randn_like(x) if z is None else r
-        return tuple(y.view_as(stego) for y in self.inverse(x, r, z is None and self.config.robust))
+        if z is None:
+            x, = _rows(self, stego=stego)
+            pair = self.inverse(x, torch.randn_like(x), self.config.robust)
+        else:
+            pair = self.inverse(*_rows(self, stego=stego, z=z))
+        return tuple(x.view_as(stego) for x in pair)
 
 
 ORDER = 0, 2, 1, 3  # in which frames are hidden, by their number modulo 4; its own inverse
-FULL_SCALE, NARROWEST, NOMINAL = 32768, 8, 1500  # LSB: of 16 bits; a cell; a levelled secret
+FULL_SCALE, NARROWEST, NOMINAL = 32768, 8, 1500  # LSB of 16 bits: -, a cell, a levelled secret
 TAPS, STRETCH = 16, 1024  # of the filter that shapes rounding; samples that it runs through
+MARKED = 4  # every so many samples have a bit of the mark, by which `reveal` knows the setting
+SHORTEST = 31 * MARKED + 1  # samples that the mark needs
+
+
+@dataclass
+class LappedConfig(Config):
+    preset: str = "lapped"
+    sample_rate: int = 16000  # Hz, of the training audio; the network runs at any
+    bands: int = 64  # of the lapped transform
+    carriers: int = 64  # the lowest of these, in the cover, carry the same bands of the secret
+    growth: int = 8  # channels of the subnets that predict the secret's level
+    clamp: float = 6.0  # bound of the log-scale
+    stego_snr: float = 48.0  # dB, of a stego unless another is asked for
+    margin: float = 1.2  # LSB that are left empty at both edges of a cell
+    reserve: float = 0.0  # of a cell's usual width, left empty there too, for noise
+
+
+Config.paper, Config.lapped = PaperConfig, LappedConfig
+
+
+class Setting(NamedTuple):
+    """What `reveal` must know besides the stego: whole numbers, as floats [B]."""
+
+    width: Tensor  # of the cells: 16 steps an octave, 0 to 255
+    gain: Tensor  # of the secret: steps of 3 dB, 0 to 15; 8 is none
+
+    def octaves(self) -> Tensor:
+        """By which a cell is wider than the narrowest one."""
+        return (16 * self.width + self.gain) / 256
 
 
 class ScaleSubnet(nn.Module):
-    """How loud a secret's next phase is, from those known. [B, P, F, M] -> [B, F, M]."""
+    """The scale of a secret's next phase, from those known. [B, P, F, M] -> [B, F, M]."""
 
     def __init__(self, phases: int, config: LappedConfig):
         super().__init__()
+        self.clamp = config.clamp
         self.first = nn.Conv2d(phases, config.growth, (3, 7), padding="same", bias=False)
         self.band = nn.Parameter(0.1 * torch.randn(config.growth, 1, config.carriers))
         self.last = nn.Conv2d(config.growth, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(0.2 * torch.log(x.square() + 1e-3)) + self.band
-        return self.last(functional.leaky_relu(x, 0.2))[:, 0]
+        return bounded_exp(self.last(functional.leaky_relu(x, 0.2))[:, 0], self.clamp)
 
 
 def wrap(x: Tensor) -> Tensor:
@@ -188,9 +216,12 @@ class LappedINN(nn.Module):
         block 1: eta(c) = -c                    s' = s - c
         block 2: phi = wrap, eta(c) = round(c)  c' = c + wrap(s - c), s'' = c' - c = r
 
-    The stego c' is s modulo the cell, next to c: reveal with z = 0 finds s = wrap(c'), and loses
-    only what rounding to a file takes. `round_to_file` makes this fall where the secret is loud.
-    The secret's phases are scaled by what subnets foresee from those before, and companded.
+    The stego c' is the value next to c that equals s modulo the cell. Reveal with z = 0 gives
+    s = wrap(c') and the stego itself for the cover, so the secret lacks only what rounding to a
+    file takes, and `round_to_file` makes this error small where the secret is sensitive to it.
+
+    Before that, s is made to fill its cell: subnets predict the level of each phase of frames
+    (frames modulo 4) from the phases before, and a learned curve compresses what remains.
     """
 
     def __init__(self, config: LappedConfig):
@@ -200,8 +231,7 @@ class LappedINN(nn.Module):
         self.config = config
         self.blocks = nn.ModuleList([AffineCoupling(eta=torch.neg),
                                      AffineCoupling(phi=wrap, eta=torch.round)])
-        self.scales = nn.ModuleList(
-            AffineCoupling(rho=ScaleSubnet(n, config), clamp=config.clamp) for n in (1, 2, 3))
+        self.scales = nn.ModuleList(ScaleSubnet(n, config) for n in (1, 2, 3))
         starts = [(3, 1), (5, 4), (1, 1)] if config.reserve else [(16, 2), (20, 12), (1, 1)]
         starts = torch.tensor(starts).log()[:, [0, 1, 1, 1], None, None]  # of phase 0, others
         self.log_slope, self.log_limit, self.log_cells = (
@@ -210,12 +240,13 @@ class LappedINN(nn.Module):
 
     def curve(self, known: list[Tensor]) -> tuple[Tensor | float, Tensor, Tensor, Tensor]:
         """Of the phase after those known: its scale, slope, limit, and asinh(slope limit)."""
-        scale = self.scales[len(known) - 1].scale(torch.stack(known, 1)) if known else 1.0
+        scale = self.scales[len(known) - 1](torch.stack(known, 1)) if known else 1.0
         slope, limit = self.log_slope[len(known)].exp(), self.log_limit[len(known)].exp()
         return scale, slope, limit, torch.asinh(slope * limit)
 
     def compand(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """-> v = asinh(slope u) / asinh(slope limit), u = scale x; x within the limits; dx / dv."""
+        """x -> v = asinh(slope u) / asinh(slope limit), where u is scale x within the limits.
+        Returns v; x within the limits; dx / dv. All [B, P, F, M]."""
         known, companded, slopes = [], [], []
         for y in x.unbind(1):
             scale, slope, limit, top = self.curve(known)
@@ -227,7 +258,7 @@ class LappedINN(nn.Module):
         return torch.stack(companded, 1), torch.stack(known, 1), torch.stack(slopes, 1)
 
     def expand(self, v: Tensor) -> Tensor:
-        """Inverse of `compand`; the farther noise took v beyond 1, the less it is believed."""
+        """Inverse of `compand`. Only noise takes v beyond +-1: such values fade to zero."""
         known = []
         for y in v.unbind(1):
             scale, slope, _, top = self.curve(known)
@@ -235,121 +266,151 @@ class LappedINN(nn.Module):
             known.append(belief * torch.sinh(y.clamp(-1, 1) * top) / slope / scale)
         return torch.stack(known, 1)
 
-    def cells(self, code: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Their widths in LSB, with and without gradient, the secret's room to each side of the
-        centre [B, P, 1, M], and its gain. Where noise is expected, a width cannot tell a gain."""
-        code = code[:, None, None, None]
-        width, learned = NARROWEST * 2 ** (code / 256), self.log_cells.exp()
-        gain = torch.ones_like(code) if self.config.reserve else 2 ** ((code % 16 - 8) / 2)
-        edge = self.config.margin + self.config.reserve * width
+    def cells(self, setting: Setting) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The cells' widths in LSB [B, P, 1, M], with and without gradient; the room for the
+        secret to each side of their centre; and the gain of the secret [B, 1, 1, 1].
+
+        The gain also widens the cells, by up to 1/16 octave, so that an exact width, estimated
+        from a stego alone, implies it. With `reserve` noise hides such detail: no gain."""
+        width = NARROWEST * 2 ** setting.octaves()[:, None, None, None]
+        gain = 2 ** ((setting.gain[:, None, None, None] - 8) / 2)
+        gain = torch.ones_like(gain) if self.config.reserve else gain
+        learned = self.log_cells.exp()
         cells = (width * learned / learned.square().mean().sqrt()).clamp_min(NARROWEST)
+        edge = self.config.margin + self.config.reserve * width
         cells = torch.maximum(cells, 2.5 * edge)
         return cells, cells.detach(), 0.5 * cells - edge, gain
 
-    def forward(self, cover: Tensor, secret: Tensor, code: Tensor, dither: Tensor | None = None,
-                need_r: bool = True) -> tuple[Tensor, Tensor | None, Tensor]:
-        """cover, secret [B, T] -> stego [B, T]; r [B, 2, T], what changes the cover and what the
-        limits cut off the secret; how much errors in each coefficient change the secret [B, M, F].
-        A dither, from -1/2 to 1/2 as `split` arranges it, is a one-time pad modulo the cell."""
-        cells, unit, room, gain = self.cells(code)
+    def forward(self, cover: Tensor, secret: Tensor, setting: Setting,
+                dither: Tensor | None = None) -> Pair:
+        """cover, secret [B, T] -> stego [B, T], not rounded; how much the secret changes by an
+        error in each coefficient of it [B, M, F]. A dither in [-1/2, 1/2), [B, P, F, M], is
+        added to the secret modulo the cell: a one-time pad."""
+        cells, unit, room, gain = self.cells(setting)
         c, x = (self.split(lapped(FULL_SCALE * x, self.config.bands)) for x in (cover, secret))
-        v, kept, slope = self.compand(x * gain / self.level)
+        v, _, slope = self.compand(x * gain / self.level)
         c, s = c / unit, v * room / unit
         s = s if dither is None else wrap(s + dither)
         for block in self.blocks:
             c, s = block(c, s)
-        change = self.wave(s * unit + s.detach() * (cells - unit), cover)  # r alone moves cells
-        slope = self.join((slope * self.level / gain / room).detach(), cover)
-        rest = secret - self.wave(kept * self.level / gain, cover) if need_r else None
-        return cover + change, torch.stack([change, rest], 1) if need_r else None, slope
+        # r is uniform in the cell whatever the weights are. So for the gradient a wider cell
+        # scales r, and leaves the number of the cell in which the cover lies as it is.
+        r = s * unit + s.detach() * (cells - unit)
+        slope = (slope * self.level / gain / room).detach()
+        return cover + self.wave(r, cover), self.join(slope, cover)
 
-    def inverse(self, stego: Tensor, r: Tensor | None, code: Tensor, dither: Tensor | None = None,
-                need_cover: bool = True) -> tuple[Tensor | None, Tensor]:
-        """Inverse of `forward`; without r, what the stego alone tells."""
-        _, unit, room, gain = self.cells(code)
-        c = x = self.split(lapped(FULL_SCALE * stego, self.config.bands)) / unit
-        s = 0.0 if r is None else self.split(lapped(FULL_SCALE * r[:, 0], self.config.bands)) / unit
+    def inverse(self, stego: Tensor, setting: Setting, dither: Tensor | None = None) -> Pair:
+        """stego [B, T] -> cover, secret: the inverse of `forward`, with z = 0 in the place of r,
+        for which the cover is the stego itself."""
+        _, unit, room, gain = self.cells(setting)
+        c = self.split(lapped(FULL_SCALE * stego, self.config.bands)) / unit
+        s = torch.zeros_like(c)
         for block in reversed(self.blocks):
             c, s = block.inverse(c, s)
         s = s if dither is None else wrap(s - dither)
-        secret = self.wave(self.expand(s * unit / room) * self.level / gain, stego)
-        cover = stego - self.wave((x - c) * unit, stego) if need_cover else None
-        return cover, secret if r is None else secret + r[:, 1]
+        return stego, self.wave(self.expand(s * unit / room) * self.level / gain, stego)
 
     def split(self, x: Tensor) -> Tensor:
         """[B, M, F] -> the carriers, phase by phase [B, P, F / P, carriers]; zeros at the end."""
         x = functional.pad(x.mT[..., :self.config.carriers], (0, 0, 0, -x.shape[2] % len(ORDER)))
         return torch.stack([x[:, index::len(ORDER)] for index in ORDER], 1)
 
-    def join(self, x: Tensor, wave: Tensor) -> Tensor:
-        """Inverse of `split`, for so long a wave; the bands that carry nothing are 0."""
+    def join(self, x: Tensor, like: Tensor) -> Tensor:
+        """Inverse of `split`, for a wave [B, T]; bands that carry nothing are 0."""
         x = torch.stack([x[:, index] for index in ORDER], 2).flatten(1, 2)
-        x = x[:, :math.ceil(wave.shape[1] / self.config.bands)]
+        x = x[:, :math.ceil(like.shape[1] / self.config.bands)]
         return functional.pad(x, (0, self.config.bands - self.config.carriers)).mT
 
     def wave(self, x: Tensor, like: Tensor) -> Tensor:
-        """Coefficients in LSB, as `split` arranges them -> [B, T], as long as another."""
+        """Coefficients in LSB, as `split` arranges them -> a wave as long as another, [B, T]."""
         return unlapped(self.join(x, like), like.shape[1]) / FULL_SCALE
 
     @precise
     def fit(self, cover: Tensor, secret: Tensor, snr: float | Tensor, dither: Tensor | None = None,
-            rounds: int = 2) -> Tensor:
-        """The code of cells by which stegos of [B, T] come close to an SNR in dB, after so many
-        corrections. Integers [B]: widths 1/16 octave apart, times 16, plus gains 3 dB apart."""
+            rounds: int = 2) -> Setting:
+        """The setting with which stegos of [B, T] come close to an SNR in dB: a first guess from
+        the cover's level, corrected `rounds` times by what `forward` changes."""
         rms, level = (FULL_SCALE * x.square().mean(1).sqrt() for x in (cover, secret))
         gain = (2 * (NOMINAL / level.clamp_min(1)).log2()).round().clamp(-8, 7) + 8
         width = (12 * self.config.bands / self.config.carriers) ** 0.5 * rms * 10 ** (-snr / 20)
         while True:
-            code = ((16 * (width / NARROWEST).log2()) - gain / 16).round().clamp(0, 255) * 16 + gain
+            steps = 16 * (width / NARROWEST).log2() - gain / 16
+            setting = Setting(steps.round().clamp(0, 255), gain)
             if not rounds:
-                return code
-            change = FULL_SCALE * (self(cover, secret, code, dither, need_r=False)[0] - cover)
+                return setting
+            change = FULL_SCALE * (self(cover, secret, setting, dither)[0] - cover)
             ratio = rms * 10 ** (-snr / 20) / change.square().mean(1).sqrt().clamp_min(1e-6)
-            width, rounds = NARROWEST * 2 ** (code / 256) * ratio.clamp(1e-3, 1e3), rounds - 1
+            width = NARROWEST * 2 ** setting.octaves() * ratio.clamp(1e-3, 1e3)
+            rounds -= 1
 
     @precise
-    def hide(self, cover: Tensor, secret: Tensor, snr: float | None = None,
-             dither: Tensor | None = None, depth: int = 16, code: Tensor | None = None,
-             parity: Tensor | None = None, need_r: bool = True) -> Pair:
-        """cover, secret [T] or [B, T] in [-1, 1) -> stego, like them, of `depth` bits and never
-        clipped; r [4, T] or [B, 4, T] if needed. At an SNR in dB, the config's if None; with a
-        dither as in `forward`. Lowest bits of every fourth of the first 48 samples tell `reveal`
-        the code; or of all, what a parity [B, T] says, -1 for any, with a code. ValueError."""
-        x, y = _rows(self, snr, depth, 45 if code is None else 1, cover=cover, secret=secret)
-        step, snr = 2.0 ** (1 - depth), self.config.stego_snr if snr is None else snr
-        code = self.fit(x, y, snr, dither) if code is None else code
-        if parity is None:
-            parity = torch.full_like(x, -1)
-            parity[:, :48:4] = code.long()[:, None] >> torch.arange(12, device=code.device) & 1
-        headroom = torch.zeros_like(x[:, :1])
+    def embed(self, cover: Tensor, secret: Tensor, setting: Setting, marks: Tensor,
+              depth: int = 16, dither: Tensor | None = None) -> Tensor:
+        """The lower-level `hide`, for files: cover, secret [B, T] -> stego [B, T], multiples of
+        2 ** (1 - depth) within full scale. `inverse` reveals it.
+
+        marks [B, T]: the lowest bit that each sample of the stego must have; -1 leaves it free.
+        Where the stego would clip, the cover is limited first, by as little as it takes. Raises
+        ValueError if the cells are too wide for that."""
+        step, headroom = 2.0 ** (1 - depth), torch.zeros_like(cover[:, :1])
         while headroom.max() < 0.5:
-            limited = x.clamp(headroom - 1, 1 - step - headroom)
-            exact, r, slope = self(limited, y, code, dither, need_r)
-            stego = step * round_to_file(exact / step, slope, parity)
+            limited = cover.clamp(headroom - 1, 1 - step - headroom)
+            stego, slope = self(limited, secret, setting, dither)
+            stego = step * round_to_file(stego / step, slope, marks)
             over = torch.maximum(stego.amax(1) - 1 + step, -1 - stego.amin(1))[:, None]
             if over.max() <= 0:
-                r = torch.stack([*r.unbind(1), exact - stego, x - limited], 1) if need_r else None
-                return stego.view_as(cover), r if r is None else r.view(*cover.shape[:-1], 4, -1)
+                return stego
             headroom = headroom + (over + step) * (over > 0)
         raise ValueError("there is no room within full scale; ask for a higher SNR")
 
     @precise
-    def reveal(self, stego: Tensor, z: Tensor | None = None, dither: Tensor | None = None,
-               depth: int = 16, code: Tensor | None = None, need_cover: bool = True) -> Pair:
-        """stego [T] or [B, T] -> cover (if needed), secret: exact if z is r. Raises ValueError."""
-        x, = _rows(self, None, depth, stego=stego)
-        if code is None:
-            bits = (x[:, :48:4] * 2 ** (depth - 1)).round().long() & 1
-            code = (bits << torch.arange(bits.shape[1], device=x.device)).sum(1).to(x)
-        if z is None:
-            cover, secret = self.inverse(x, None, code, dither, need_cover)
-        elif getattr(z, "shape", None) == (*stego.shape[:-1], 4, stego.shape[-1]):
-            z = z.to(x).view(len(x), 4, -1)
-            cover, secret = self.inverse(x + z[:, 2], z, code, dither)
-            cover = cover + z[:, 3]
-        else:
-            raise ValueError("z must be the r of such a stego, [4, T] or [B, 4, T]")
-        return cover if cover is None else cover.view_as(stego), secret.view_as(stego)
+    def hide(self, cover: Tensor, secret: Tensor, snr: float | None = None) -> Pair:
+        """Hide a secret.
+
+        cover, secret: [T] or [B, T] in [-1, 1]; snr: of the stego in dB, 0 to 120, the config's
+        if None. Returns stego, like cover, multiples of 1 / 32768 that do not clip; and r,
+        [2, T] or [B, 2, T]: what `reveal` lacks of cover and secret without it. The lowest bits
+        of a few samples at the start hold the setting. Raises ValueError."""
+        x, y = _rows(self, SHORTEST, cover=cover, secret=secret)
+        snr = self.config.stego_snr if snr is None else snr
+        if not 0 <= snr <= 120:
+            raise ValueError(f"snr must be from 0 to 120 dB, not {snr}")
+        if max(x.abs().max(), y.abs().max()) > 1:
+            raise ValueError("cover and secret must lie in [-1, 1]: divide PCM by its full scale")
+        setting = self.fit(x, y, snr)
+        marks = torch.full_like(x, -1)
+        marks[:, :SHORTEST:MARKED] = _mark(setting)
+        stego = self.embed(x, y, setting, marks)
+        cover_, secret_ = self.inverse(stego, setting)
+        r = torch.stack([x - cover_, y - secret_], 1)
+        return stego.view_as(cover), r.view(*cover.shape[:-1], *r.shape[1:])
+
+    @precise
+    def reveal(self, stego: Tensor, z: Tensor | None = None) -> Pair:
+        """stego [T] or [B, T], as `hide` made it -> cover, secret, like it. Without z (or with
+        zeros) the cover is the stego itself; with r they are exact to float32's last bits.
+        Raises ValueError, also for samples that have changed or come from another source."""
+        x, = _rows(self, SHORTEST, stego=stego)
+        lsb = (FULL_SCALE * x).round()
+        bits = lsb[:, :SHORTEST:MARKED].long() & 1
+        code = (bits[:, :12] << torch.arange(12, device=x.device)).sum(1).to(x)
+        setting = Setting((code / 16).floor(), code % 16)
+        if not (torch.equal(lsb, FULL_SCALE * x) and torch.equal(_mark(setting), bits)):
+            raise ValueError("stego is not what this model's hide returned, sample for sample; a "
+                             "file that stego.py wrote is revealed by stego.reveal")
+        cover, secret = self.inverse(x, setting)
+        if z is not None:
+            _check("z", z, [*stego.shape[:-1], 2, stego.shape[-1]])
+            cover, secret = (x + y.view_as(x) for x, y in zip((cover, secret), z.unbind(-2)))
+        return cover.view_as(stego), secret.view_as(stego)
+
+
+def _mark(setting: Setting) -> Tensor:
+    """A setting as bits [B, 32]: 12 of its own, and 20 that depend on them, so that samples from
+    elsewhere are told from a stego."""
+    code = (16 * setting.width + setting.gain).long()
+    word = code | (40503 * code + 0x5A5A5) % (1 << 20) << 12
+    return word[:, None] >> torch.arange(32, device=code.device) & 1
 
 
 def lapped(x: Tensor, bands: int) -> Tensor:
@@ -384,12 +445,18 @@ def noise_weights(slope: Tensor) -> Tensor:
     return power / power.mean(1, keepdim=True) + 1e-3
 
 
-def round_to_file(x: Tensor, slope: Tensor, parity: Tensor) -> Tensor:
-    """Round x [B, T] to integers, by error feedback (Gerzon and Craven 1989) that gives the error
-    the inverse of `noise_weights` for a spectrum. parity [B, T]: of the integers, -1 for any."""
+def round_to_file(x: Tensor, slope: Tensor, marks: Tensor) -> Tensor:
+    """Round x [B, T] to integers whose lowest bits are the marks [B, T], or any where these are -1.
+
+    Each sample's error is fed back into the samples after it, through a filter (Gerzon and Craven
+    1989) that gives the error the inverse of `noise_weights` for a spectrum. Linear prediction
+    finds the filter: a signal with the spectrum of the weights is whitened by its prediction
+    error filter, which is thus the inverse of them. Stretches of about 1024 samples have no
+    feedback into each other, so that all are rounded side by side, sample by sample.
+    """
     bands, weights = slope.shape[1], noise_weights(slope)
     weights = weights + weights.roll(1, 2)  # of a hop, which is in two frames
-    hops = min(weights.shape[2], STRETCH // bands or 1)  # in a stretch; S go side by side
+    hops = min(weights.shape[2], STRETCH // bands or 1)  # in a stretch; S are rounded together
     weights = functional.pad(weights, (0, -weights.shape[2] % hops), value=1.0)
     lags = torch.arange(TAPS + 1, device=x.device)[:, None]
     angles = lags * (torch.arange(bands, device=x.device) + 0.5) * (math.pi / bands)
@@ -400,51 +467,74 @@ def round_to_file(x: Tensor, slope: Tensor, parity: Tensor) -> Tensor:
         taps[:, 1:i + 1] += k * taps[:, :i].flip(1)
         error = error * (1 - k * k)
     taps = taps[:, 1:].flip(1).unflatten(2, (-1, hops)).permute(3, 1, 0, 2).flatten(2).contiguous()
-    wanted, parity = (functional.pad(y, (0, -y.shape[1] % (hops * bands)), value=-1)
-                      .reshape(-1, hops * bands).T.contiguous() for y in (x, parity))  # [N, S]
+    wanted, marks = (functional.pad(y, (0, -y.shape[1] % (hops * bands)), value=-1)
+                     .reshape(-1, hops * bands).T.contiguous() for y in (x, marks))  # [N, S]
     result, errors = torch.empty_like(wanted), x.new_zeros(TAPS + len(wanted), wanted.shape[1])
-    for n, told in enumerate((parity >= 0).any(1).tolist()):
+    for n, marked in enumerate((marks >= 0).any(1).tolist()):
         target = wanted[n] + (taps[n // bands] * errors[n:n + TAPS]).sum(0)
         torch.round(target, out=result[n])
-        if told:
-            even = 2 * ((target - parity[n]) / 2).round() + parity[n]
-            result[n] = torch.where(parity[n] < 0, result[n], even)
+        if marked:
+            even = 2 * ((target - marks[n]) / 2).round() + marks[n]
+            result[n] = torch.where(marks[n] < 0, result[n], even)
         torch.sub(result[n], target, out=errors[n + TAPS])
     return result.T.reshape(len(x), -1)[:, :x.shape[1]]
 
 
 def build(config: dict | Config) -> PaperINN | LappedINN:
-    """The network of a config, or its fields, untrained. Raises KeyError, TypeError, ValueError."""
+    """The network of a config, or of its fields, untrained. Raises KeyError, TypeError,
+    ValueError."""
     if isinstance(config, dict):
         config = {"paper": PaperConfig, "lapped": LappedConfig}[config["preset"]](**config)
     return (PaperINN if isinstance(config, PaperConfig) else LappedINN)(config)
 
 
+def save(model: nn.Module, path: str, **extra):
+    """Write a model's config and weights, and `extra`, of plain types, for `load`."""
+    content = {"wavinwav": FORMAT, "config": asdict(model.config), "state_dict": model.state_dict()}
+    torch.save(content | extra, path)
+
+
 def load(path: str, device: str | torch.device = "cpu") -> PaperINN | LappedINN:
-    """The model in a file, ready for hide and reveal. Raises OSError, or ValueError naming it."""
+    """The model in a file, ready for hide and reveal. Raises OSError, or ValueError naming it.
+
+    A crafted file cannot take much more memory than its size: it is unpickled as plain types,
+    and the network is built without memory of its own, to take the file's tensors."""
     with open(path, "rb") as file:
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
-            config, state = content["config"], content["state_dict"]
-            wide = config["growth"] + config.get("squeeze", 1)
-            least = config.get("blocks", 0) * config.get("kernel", 0) * wide ** 2
-            model = build(config if least <= sum(x.numel() for x in state.values()) else {})
-            model.load_state_dict(state)
-            if not all(x.isfinite().all() for x in model.state_dict().values()):
+            state = content["state_dict"]
+            if sum(x.numel() for x in state.values()) > os.path.getsize(path):
+                raise ValueError("its tensors are larger than the file")
+            with torch.device("meta"):
+                model = build(content["config"])
+            model.load_state_dict(state, assign=True)
+            if not all(x.is_floating_point() and x.isfinite().all() for x in state.values()):
                 raise ValueError("a weight is not finite")
         except Exception as error:  # a damaged file raises one of half a dozen types
-            raise ValueError(f"{path} is no INN of this version (or for lattice.load)") from error
-    return model.to(device).eval()
+            raise ValueError(f"{path} is not a network of this version (a lattice is for "
+                             f"lattice.load), or is damaged") from error
+    return model.to(device, torch.get_default_dtype()).eval()
 
 
-def _rows(model: nn.Module, snr=None, depth=16, least=1, **waves: Tensor | None) -> list:
-    """[T] or [B, T], all alike, as [B, T] of the model's type; z may be None. Raises ValueError."""
-    dtype, shape = next(model.parameters()).dtype, getattr(next(iter(waves.values())), "shape", ())
-    floats, fits = (torch.float32, torch.float64), len(shape) in (1, 2) and shape[-1] >= least
-    if not ((snr is None or 0 <= snr <= 120) and depth in range(8, 25) and dtype in floats):
-        raise ValueError("snr must be from 0 to 120 dB, depth from 8 to 24, the model float32")
-    for name, x in waves.items():
-        if not (isinstance(x, Tensor) and x.dtype in floats and fits and x.shape == shape
-                and x.numel() and (x - x).sum() == 0 or x is None and name == "z"):
-            raise ValueError(f"{name} must be finite float32, [T] or [B, T], T >= {least}, alike")
-    return [x if x is None else x.to(dtype).view(-1, shape[-1]) for x in waves.values()]
+def _check(name: str, x: Tensor, shape: list[int]):
+    """Raises ValueError that says what is wrong with a tensor."""
+    if not isinstance(x, Tensor) or x.dtype not in FLOATS:
+        kind = getattr(x, "dtype", type(x).__name__)
+        raise ValueError(f"{name} must be a float32 tensor, not {kind}")
+    if list(x.shape) != shape:
+        raise ValueError(f"{name} must have the shape {shape}, not {list(x.shape)}")
+    if not x.isfinite().all():
+        raise ValueError(f"{name} has samples that are NaN or infinite")
+
+
+def _rows(model: nn.Module, shortest: int = 1, **waves: Tensor) -> list[Tensor]:
+    """Waves, [T] or [B, T] and all alike, as [B, T] of the model's type. Raises ValueError."""
+    (name, first), *_ = waves.items()
+    shape = list(getattr(first, "shape", ()))
+    for other, x in waves.items():
+        _check(other, x, shape)
+    if len(shape) not in (1, 2) or not first.numel() or shape[-1] < shortest:
+        raise ValueError(f"{name} must have the shape [T] or [B, T], T >= {shortest}, not {shape}")
+    if (dtype := next(model.parameters()).dtype) not in FLOATS:
+        raise ValueError(f"the model must be float32, not {dtype}, in which nothing is exact")
+    return [x.to(dtype).view(-1, shape[-1]) for x in waves.values()]

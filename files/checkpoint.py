@@ -13,13 +13,11 @@ import re
 import stat
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict
 
 import torch
 from torch import nn
 
-FORMAT = 2  # of the files
-
+import wavinwav
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike, overwrite: bool = True) -> Iterator[str]:
@@ -87,10 +85,9 @@ def is_running(process: int) -> bool:
 def save(model: nn.Module, path: str | os.PathLike, **extra):
     """Write a model's config (a dataclass) and weights, and `extra`, of plain types. After a fault,
     a file that was at `path` is still there. Raises OSError naming it if it cannot be written."""
-    content = {"wavinwav": FORMAT, "config": asdict(model.config), "state_dict": model.state_dict()}
     with replacing(path) as temporary:
         try:
-            torch.save(content | extra, temporary)
+            wavinwav.save(model, temporary, **extra)
         except RuntimeError as error:  # torch's word for a write that failed
             raise OSError(errno.EIO, "it cannot be written to its end", os.fspath(path)) from error
 
@@ -102,6 +99,6 @@ def read(path: str | os.PathLike) -> dict:
             content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file raises one of half a dozen types
             raise ValueError(f"{path} is not a WavInWav model, or is damaged") from error
-    if not isinstance(content, dict) or content.get("wavinwav") != FORMAT:
+    if not isinstance(content, dict) or content.get("wavinwav") != wavinwav.FORMAT:
         raise ValueError(f"{path} is not a WavInWav model of this version")
     return content

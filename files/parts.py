@@ -26,7 +26,7 @@ from files import container
 from files.command import StegoError
 from files.container import SPARSE, Header
 from files.sound import FULL_SCALE, Sound, energy, to_pcm
-from wavinwav import LappedINN, lapped
+from wavinwav import LappedINN, Setting, lapped
 
 PIECE = 1 << 18  # samples of each channel that the paper's network works on
 PART = 1 << 20  # samples at most that the INN works on
@@ -79,8 +79,8 @@ class InnMethod(NetworkMethod):
     def hide(self, header, cipher, cover, secret, snr, shaping, masking):
         """The stego's samples, without header and seal, piece by piece; sets header.setting."""
         snr = self.model.config.stego_snr if snr is None else snr
-        code = self.fit(cover, secret, snr, cipher)
-        header.setting = int(code)
+        setting = self.fit(cover, secret, snr, cipher)
+        header.setting = packed(setting)
         parts = self.parts(cover)
 
         def work(part):
@@ -88,11 +88,10 @@ class InnMethod(NetworkMethod):
             index, start, stop = part
             x = self.read(cover, start, stop)
             y = self.read(secret, start, stop, x.shape[1]).expand_as(x)
-            stego, _ = self.model.hide(
-                x, y, None, self.dither(cipher, index, *x.shape), cover.depth, code.expand(len(x)),
-                None if index else self.parity(header, cipher, *x.shape), need_r=False)
-            lost = 0 if part == parts[-1] else self.lost(header, cipher, part, stego, cover.depth,
-                                                         secret)
+            marks = torch.full_like(x, -1) if index else self.marks(header, cipher, *x.shape)
+            stego = self.model.embed(
+                x, y, setting, marks, cover.depth, self.dither(cipher, index, *x.shape))
+            lost = 0 if part == parts[-1] else self.lost(header, cipher, part, stego, secret)
             stego = (stego * (1 << (cover.depth - 1))).round().T.flatten()
             return stego.numpy().astype(cover.dtype), lost
 
@@ -105,26 +104,26 @@ class InnMethod(NetworkMethod):
         come since, from the written stego; of the others `hide` has found it."""
         part = self.parts(written)[-1]
         x = self.read(written, *part[1:])
-        return self.secret_noise + self.lost(header, cipher, part, x, written.depth, secret)
+        return self.secret_noise + self.lost(header, cipher, part, x, secret)
 
-    def lost(self, header, cipher, part, stego, depth, secret):
+    def lost(self, header, cipher, part, stego, secret):
         """The energy of what can't be revealed of a part's secret."""
-        pcm = self.revealed(header, cipher, part, stego, depth)
+        pcm = self.revealed(header, cipher, part, stego)
         start = part[1] * secret.channels
         return energy(secret.read(start, start + pcm.size)
                       - torch.from_numpy(pcm.flatten().astype(np.int32)))
 
-    def revealed(self, header, cipher, part, stego, depth):
+    def revealed(self, header, cipher, part, stego):
         """The secret, int16 [n, channels], from a part [channels, n] of a stego."""
         index, start, _ = part
-        code = torch.full((len(stego),), float(header.setting))
         dither = self.dither(cipher, index, *stego.shape)
-        secret = self.model.reveal(stego, None, dither, depth, code, need_cover=False)[1]
+        with torch.no_grad():
+            secret = self.model.inverse(stego, unpacked(header.setting), dither)[1]
         secret = secret.mean(0, keepdim=True) if header.channels == 1 else secret
         return to_pcm(secret[:, :max(0, header.length - start)].T)
 
     def fit(self, cover, secret, snr, cipher):
-        """The code [1] of the setting that comes closest to a stego SNR in dB, by excerpts."""
+        """The `wavinwav.Setting` [1] that comes closest to a stego SNR in dB, by excerpts."""
         starts = range(0, cover.frames, EXCERPT)
         if len(starts) > EXCERPTS:
             starts = [cover.frames * i // EXCERPTS for i in range(EXCERPTS)]
@@ -137,7 +136,7 @@ class InnMethod(NetworkMethod):
         snr = snr + 10 * math.log10(louder or 1)
         return self.model.fit(x, y, snr, self.dither(cipher, 0, *x.shape))
 
-    def parity(self, header, cipher, channels, count):
+    def marks(self, header, cipher, channels, count):
         """The lowest bits of frames [channels, n] in which the header lies, -1 elsewhere."""
         samples = torch.full((count * channels,), -1)
         bits = self.layout.targets(header.pack(cipher))
@@ -165,7 +164,7 @@ class InnMethod(NetworkMethod):
         def work(part):
             keep_memory()
             x = self.read(stego, *part[1:], part[2] - part[1])
-            pcm = self.revealed(header, cipher, part, x, stego.depth)
+            pcm = self.revealed(header, cipher, part, x)
             pcm[max(0, stego.frames - part[1]):] = 0  # where it was cut off
             return pcm
 
@@ -184,6 +183,17 @@ class InnMethod(NetworkMethod):
         return [(i, start, min(frames, start + size)) for i, start in enumerate(starts)]
 
 
+def packed(setting):
+    """A `wavinwav.Setting` as a whole number of 12 bits."""
+    return int(16 * setting.width + setting.gain)
+
+
+def unpacked(code):
+    """Inverse of `packed`, of a number or a tensor [n]."""
+    code = torch.as_tensor(code, dtype=torch.float32).view(-1)
+    return Setting((code / 16).floor(), code % 16)
+
+
 def find_code(model, x):
     """The code, a whole number or not, of the cells that a stego [B, T] lies in, where the header
     that tells it is lost: in other cells, coefficients would lie anywhere. (A gain changes it.)"""
@@ -191,7 +201,7 @@ def find_code(model, x):
     x = x[:, x.square().sum((0, 2)).argsort(descending=True)]  # loud frames first: they tell most
 
     def together(codes, frames, least=1.5):
-        phase = x[:, :frames] / model.cells(codes)[0]
+        phase = x[:, :frames] / model.cells(unpacked(codes))[0]
         far = (phase.abs() > least).float()  # others would lie around the centre of any cell
         waves = torch.cos(2 * math.pi * phase)
         return (waves * far).mean((1, 2, 3)).abs() / (far.mean((1, 2, 3)) + 0.125)

@@ -127,7 +127,7 @@ def crafted(path, model, config=None, **tensors):
     torch.save(content, path)
 
 
-SCALE = "scales__0__rho__first__weight"
+SCALE = "scales__0__first__weight"
 FREQUENCY, LEVEL, SHRINK = "coder__frequency", "quantiser__level", "quantiser__shrink"
 
 
@@ -156,4 +156,4 @@ def test_crafted_models(folder, model, config, tensors):
 def test_larger_than_the_file(folder, config):
     checkpoint.save(build(Config.paper(blocks=1, growth=2)), folder / "paper.pt")
     crafted(folder / "crafted.pt", folder / "paper.pt", config)
-    refused(folder, (*HIDE, "--model", "crafted.pt"), "crafted.pt is no INN of this version")
+    refused(folder, (*HIDE, "--model", "crafted.pt"), "crafted.pt is not a network of this version")

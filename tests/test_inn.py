@@ -52,19 +52,19 @@ def assert_as_in_memory(model, paths, key, tmp_path):
     x, y, written, found = (samples(path) for path in paths)
     first = written.T.flatten()
     header, cipher = Header.read(first, key, InnMethod(model).fingerprint(), SPARSE)
-    code = torch.full((len(x),), float(header.setting))
-    method = InnMethod(model)
+    setting, method = methods.unpacked(header.setting), InnMethod(model)
     parts = method.parts(sound.decode(paths[0], paths[0], tmp_path))
     y = torch.nn.functional.pad(y, (0, x.shape[1] - y.shape[1])).expand_as(x)
     for index, start, stop in parts:
         dither = method.dither(cipher, index, len(x), stop - start)
-        parity = None if index else method.parity(header, cipher, len(x), stop)
-        stego_, _ = model.hide(x[:, start:stop] / FULL_SCALE, y[:, start:stop] / FULL_SCALE,
-                               dither=dither, code=code, parity=parity)
+        cover, secret = x[:, start:stop] / FULL_SCALE, y[:, start:stop] / FULL_SCALE
+        marks = torch.full_like(cover, -1) if index else method.marks(header, cipher, *cover.shape)
+        stego_ = model.embed(cover, secret, setting, marks, 16, dither)
         end = stop if stop < x.shape[1] else stop - SPARSE.seal_samples
         ours = (stego_ * FULL_SCALE).round().int()[:, :end - start]
         assert torch.equal(ours, written[:, start:end])
-        secret = model.reveal(written[:, start:stop] / FULL_SCALE, dither=dither, code=code)[1]
+        with torch.no_grad():
+            secret = model.inverse(written[:, start:stop] / FULL_SCALE, setting, dither)[1]
         secret = secret.mean(0, keepdim=True) if len(found) == 1 else secret
         secret = torch.from_numpy(sound.to_pcm(secret).astype(np.int32))[:, :found.shape[1] - start]
         assert torch.equal(secret, found[:, start:stop])
@@ -161,18 +161,19 @@ def test_two_files_of_one_key_share_nothing(model, paths):
     assert likeness(*unkeyed) > 12
 
 
+@torch.no_grad()
 def test_dither(model):
     """In memory: the same dither is needed, and what another one decodes is noise."""
     cover, secret = pcm(1, 64 * 400 + 9, seed=1), pcm(1, 64 * 400 + 9, seed=2)
     dithers = [InnMethod(model).dither(Cipher(f"key {i}", bytes(12)), 0, *cover.shape)
                for i in range(4)]
-    hidden, r = model.hide(cover, secret, dither=dithers[0])
-    assert snr(cover, hidden) == pytest.approx(model.config.stego_snr, abs=0.5)
-    assert snr(secret, model.reveal(hidden, dither=dithers[0])[1]) > 25
-    cover_, secret_ = model.reveal(hidden, r, dithers[0])
-    assert (cover_ - cover).abs().max() < 1e-4 and (secret_ - secret).abs().max() < 1e-3
+    setting = model.fit(cover, secret, 48.0, dithers[0])
+    marks = torch.full_like(cover, -1)
+    hidden = model.embed(cover, secret, setting, marks, dither=dithers[0])
+    assert snr(cover, hidden) == pytest.approx(48, abs=0.5)
+    assert snr(secret, model.inverse(hidden, setting, dithers[0])[1]) > 25
     for dither in (None, *dithers[1:]):
-        decoded = model.reveal(hidden, dither=dither)[1]
+        decoded = model.inverse(hidden, setting, dither)[1]
         assert likeness(coefficients(decoded), coefficients(secret)) < 6
 
 

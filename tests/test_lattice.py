@@ -388,7 +388,7 @@ def test_file_round_trip(model, tmp_path):
 
 
 def test_each_module_loads_its_own_models(tmp_path):
-    with pytest.raises(ValueError, match="lattice.pt is no INN .* lattice.load"):
+    with pytest.raises(ValueError, match="lattice.pt is not a network .* lattice.load"):
         wavinwav.load(LATTICE)
     message = "wavinwav.pt holds no lattice: load it with wavinwav.load"
     with pytest.raises(ValueError, match=message):

@@ -131,8 +131,13 @@ def secret_snr(path, change):
     """Of a fixed pair, after the stego has changed."""
     model = wavinwav.load(path)
     cover, secret = voices(4, 2, 30), voices(4, 2, 40)
-    stego, _ = model.hide(cover, secret)
-    revealed = model.reveal(change(noise.quantize(stego, 16)))[1]
+    if model.config.preset == "paper":
+        stego, _ = model.hide(cover, secret)
+        revealed = model.reveal(change(noise.quantize(stego, 16)))[1]
+    else:  # noise would destroy the setting that `hide` puts into the lowest bits
+        setting = model.fit(cover, secret, model.config.stego_snr)
+        stego = model(cover, secret, setting)[0]
+        revealed = model.inverse(change(noise.quantize(stego, 16)), setting)[1]
     return snr(secret, revealed).mean().item(), stego
 
 

@@ -194,7 +194,7 @@ class LappedObjective(Objective):
     def initialise(self, pairs):
         """The long-term level of each band, and cells that begin by following it."""
         model, secrets = self.model, pairs.sample(256)
-        gain = model.cells(model.fit(secrets, secrets, 0.0, rounds=0))[3]
+        gain = model.cells(model.fit(secrets, secrets, 0.0, rounds=0))[2]
         x = model.split(wavinwav.lapped(wavinwav.FULL_SCALE * secrets, model.config.bands))
         power = (gain * x).square().mean((0, 1, 2))
         model.level.copy_(power.sqrt().clamp_min(1e-3))
@@ -204,8 +204,8 @@ class LappedObjective(Objective):
         model, snr_ = self.model, torch.full_like(cover[:, 0], self.model.config.stego_snr)
         if model.training:
             snr_ = snr_ + 6 * (2 * self.draw(torch.rand, numbers, "snr", (), cover) - 1)
-        code = model.fit(cover, secret, snr_, rounds=0)
-        stego, r, slope = model(cover, secret, code)
+        setting = model.fit(cover, secret, snr_, rounds=0)
+        stego, slope = model(cover, secret, setting)
         if model.training:
             normal = self.draw(torch.randn, numbers, "rounding", stego.shape[1:], stego)
             weights = wavinwav.noise_weights(slope)
@@ -216,5 +216,5 @@ class LappedObjective(Objective):
             free = torch.full_like(stego, -1)
             stego = wavinwav.round_to_file(wavinwav.FULL_SCALE * stego, slope, free)
             stego = stego / wavinwav.FULL_SCALE
-        changed = self.change(stego, numbers, batch)
-        return stego, *model.inverse(changed, None, code), r
+        cover_, secret_ = model.inverse(self.change(stego, numbers, batch), setting)
+        return stego, cover_, secret_, torch.stack([cover - stego, secret - secret_], 1)
