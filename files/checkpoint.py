@@ -19,6 +19,7 @@ from torch import nn
 
 import wavinwav
 
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike, overwrite: bool = True) -> Iterator[str]:
     """The name of a temporary file beside `path`, which takes its place at the end, or is removed
