@@ -46,7 +46,7 @@ from files.command import (
     settle_streams,
 )
 from files.container import Cipher, Damaged, Header, NoSecret, OtherModel, OtherVersion
-from files.parts import method_of
+from files.parts import lattice_module, method_of
 from files.sound import (
     check_output,
     decibel,
@@ -58,9 +58,6 @@ from files.sound import (
     writing,
 )
 from files.streams import standard_streams
-from lattice import lattice
-from lattice.cells import MASKING
-from lattice.lattice import STEGO_SNR
 from wavinwav import LappedConfig
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -109,7 +106,10 @@ def hide(cover_path, secret_path, stego_path, model, snr=None, shaping=None, mas
         stego_path: WAV or FLAC file, or "-".
         model: from `load_model`.
         snr: of the stego in dB; None is what the model aims at. The paper's network has no choice.
-        shaping, masking: for lattice models, see `lattice.Lattice.hide`.
+        shaping: for lattice models, how much the secret's quantisation follows its envelope, from
+            0 (for its SNR) to 1 (for the ear); None chooses by the bits there are.
+        masking: for lattice models, the power of the cover's noise floor that the stego's noise
+            follows, from 0 (white, for the secret's SNR) to 1 (hard to find).
         key: passphrase, str or bytes, that `reveal` will need; None is none.
         depth: bits of the stego's samples, 16 or 24; None is 24 where the cover has more than 16.
         overwrite: whether stego_path may exist.
@@ -241,8 +241,9 @@ def read_header(method, stego, key, force):
 def load_model(path):
     """The model in a file, an INN or a Lattice. Raises StegoError."""
     try:
-        holds_lattice = lattice.is_lattice(checkpoint.read(path))
-        return lattice.load(path) if holds_lattice else wavinwav.load(path)
+        config = checkpoint.read(path).get("config")
+        is_lattice = isinstance(config, dict) and config.get("preset") == "lattice"
+        return (lattice_module("lattice", path) if is_lattice else wavinwav).load(path)
     except FileNotFoundError as error:
         raise StegoError(f"{path} does not exist; give a model with --model") from error
     except OSError as error:
@@ -304,7 +305,7 @@ def main(argv=None):
                            help="the file to write, WAV or FLAC")
     hiding.add_argument("--snr", type=float, metavar="DB",
                         help="stego SNR in dB: a higher one leaves the secret less quality "
-                             f"(default: {LappedConfig.stego_snr:g}, a lattice {STEGO_SNR:g})")
+                             f"(default: {LappedConfig.stego_snr:g}, a lattice 52)")
     hiding.add_argument("--shaping", type=float, metavar="X",
                         help="lattice models: 0 gives the secret the best SNR, up to 1 moves its "
                              "noise to where it is loud, for the ear (default: the more, the fewer "
@@ -312,7 +313,7 @@ def main(argv=None):
     hiding.add_argument("--masking", type=float, metavar="X",
                         help="lattice models: 0 changes all of the cover alike, which gives the "
                              "secret most; up to 1 follows the cover's own noise, which makes "
-                             f"it harder to find (default: {MASKING})")
+                             "it harder to find (default: 0.4)")
     hiding.add_argument("--depth", type=int, choices=(16, 24),
                         help="bits of the stego's samples: in 24 bits there is room for more "
                              "(default: 24 where the cover has more than 16)")

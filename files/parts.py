@@ -6,6 +6,7 @@ a secret. The pieces are worked on by as many processes as there are cores.
 
 import collections
 import ctypes
+import importlib
 import itertools
 import math
 import multiprocessing
@@ -38,9 +39,18 @@ CODES = 1 << 12  # of cells' widths and gains, as `LappedINN.fit` gives them
 def method_of(model):
     """How to hide in files with a model."""
     if model.config.preset == "lattice":
-        from lattice.parts import LatticeMethod
-        return LatticeMethod(model)
+        return lattice_module("parts").LatticeMethod(model)
     return (InnMethod if isinstance(model, LappedINN) else PaperMethod)(model)
+
+
+def lattice_module(name, path="this model"):
+    """A module of the folder lattice/, which only its own models, such as the one at `path`, need.
+    Raises StegoError."""
+    try:
+        return importlib.import_module(f"lattice.{name}")
+    except ModuleNotFoundError as error:
+        raise StegoError(f"{path} needs the folder lattice/ beside stego.py; get it, or give "
+                         "another model with --model") from error
 
 
 class NetworkMethod:

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from files.container import DENSE, Cipher, Header
+from files.container import Cipher
 from lattice import cells
-from lattice.cells import SEGMENT, TELLING, WIDTHS, LatticeCoupling
+from lattice.cells import LatticeCoupling
+from lattice.widths import LABEL, SEGMENT, WIDTHS, choose_widths, noise_floors
 
 
 @pytest.mark.parametrize("width", [2, 3, 7, 16, 100, 1001, 4096])
@@ -29,7 +30,7 @@ def test_coupling_is_exact_and_costs_what_it_should(width):
 
 @pytest.mark.parametrize("width", [WIDTHS[i] for i in (1, 2, 6, 18, 31, 64, 80)])
 def test_words_and_digits(width):
-    room, samples = cells.room_for(width), SEGMENT - TELLING
+    room, samples = cells.room_for(width), SEGMENT - LABEL
     assert room > 0.97 * samples * math.log2(width) / 32 - 1, "little is wasted"
     words = torch.randint(1 << 32, (9, room))
     shifts = cells.digit_shifts(9, Cipher("key"), 0)(width, torch.arange(9))
@@ -81,7 +82,7 @@ def test_noise_floors(channels):
     low = samples[:100].view(100, -1, channels)  # without the highest frequencies
     low = low + 3 * low.roll(1, 1) + 3 * low.roll(2, 1) + low.roll(3, 1)
     samples = torch.cat([samples, tone, half, low.view(100, -1)]).int().flatten()
-    floors = cells.noise_floors(torch.cat([samples, samples[:100]]), channels).sqrt()
+    floors = noise_floors(torch.cat([samples, samples[:100]]), channels).sqrt()
     assert len(floors) == 2300, "a rest is no segment"
     white, loud, tone, half, low = floors.split([1000, 1000, 100, 100, 100])
     assert 50 < white.mean().item() < 85, "the least of its bands and times"
@@ -95,7 +96,7 @@ def test_widths_have_the_error_that_was_asked_for(error, masking):
     torch.manual_seed(0)
     decades = 6 * torch.rand(2000, dtype=torch.float64)
     floors = torch.rand(2000, dtype=torch.float64) * 10 ** decades
-    chosen = cells.choose_widths(floors, error * 2000 * SEGMENT, masking, 16)
+    chosen = choose_widths(floors, error * 2000 * SEGMENT, masking, 16)
     widths = torch.tensor(WIDTHS).double()[chosen]
     distortion = ((widths ** 2 + torch.where(widths % 2 == 0, 2, -1)) / 12).mean().item()
     least = widths.log2().mean() <= 1  # bit a sample
@@ -106,22 +107,9 @@ def test_widths_have_the_error_that_was_asked_for(error, masking):
 
 def test_what_is_quiet_is_left_alone():
     floors = torch.tensor([0.0, 1e-3, 1.0, 1e2, 1e4, 1e6]).double().repeat_interleave(500)
-    chosen = cells.choose_widths(floors, 100.0 * 3000 * SEGMENT, 1.0, 16)
+    chosen = choose_widths(floors, 100.0 * 3000 * SEGMENT, 1.0, 16)
     widths = torch.tensor(WIDTHS).double()[chosen].view(6, 500)
     assert (widths[:3] == 1).all(), "far below the others"
     assert 1 < widths[4].min() < widths[5].max() < 6 * widths[4].min(), "the loudest is cut off"
-    silence = cells.choose_widths(torch.zeros(500).double(), 5.0 * SEGMENT, 1.0, 16)
+    silence = choose_widths(torch.zeros(500).double(), 5.0 * SEGMENT, 1.0, 16)
     assert torch.tensor(WIDTHS)[silence].double().log2().mean() > 0.99, "a bit a sample, at least"
-
-
-@pytest.mark.parametrize("samples, length", [(2300, 1), (100_000, 90_000), (100_000, 3)])
-def test_parts_cover_all(samples, length, monkeypatch):
-    monkeypatch.setattr(cells, "PART_SEGMENTS", 40)
-    parts = cells.parts_of(Header(samples, length, 0, 256))
-    assert len(parts) == (1 if samples == 2300 else 6)
-    assert parts[0].samples.start == DENSE.header_samples
-    assert 0 <= samples - DENSE.seal_samples - parts[-1].samples.stop < SEGMENT
-    for name, end in (("samples", None), ("secret", length), ("segments", None)):
-        ranges = [getattr(part, name) for part in parts]
-        assert [x.stop for x in ranges[:-1]] == [x.start for x in ranges[1:]]
-        assert end is None or ranges[-1].stop == end

@@ -12,9 +12,10 @@ from files import checkpoint, container
 from files.container import DENSE, Cipher, Header
 from helpers import HIDE, INN, LATTICE, refused, voice, voices_in
 from helpers import run_inside as run
-from lattice import lattice
-from lattice.cells import choose_widths, noise_floors, parts_of, word_starts, write_words
+from lattice.cells import word_starts, write_words
 from lattice.lattice import Mode
+from lattice.parts import join_streams, parts_of
+from lattice.widths import choose_widths, noise_floors
 from wavinwav import Config, build
 
 
@@ -79,11 +80,11 @@ def test_crafted_stego_of_two_channels(folder):
 def test_crafted_modes(folder, mode):
     model, cipher = stego.load_model(LATTICE), Cipher()
     x = torch.from_numpy(voice(1, 16000, 1) * 32768).int()
-    header = model.header(16000, 8000, 1, 16000)
+    header = Header(16000, 8000, model.fingerprint(), 256)
     part, = parts_of(header)
     floors = noise_floors(x[DENSE.header_samples:-DENSE.seal_samples])
     widths = choose_widths(floors, 1000.0 * x.numel(), 0.5, 16)[part.segments]
-    words = lattice.join_streams(mode, [torch.arange(200)], word_starts(widths), cipher, 0)
+    words = join_streams(mode, [torch.arange(200)], word_starts(widths), cipher, 0)
     x[part.samples] = write_words(words, x[part.samples], widths, cipher, 0, 16)
     x, = container.sealed([x], header, cipher)
     soundfile.write(folder / "out.wav", x.numpy().astype(np.int16), 16000)

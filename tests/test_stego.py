@@ -19,8 +19,9 @@ import stego
 from files import sound
 from files.resample import resample
 from helpers import COVER, INN, LATTICE, ROOT, SECRET, printed_snrs, run_stego, voice
-from lattice import cells
+from lattice import parts
 from lattice.lattice import Lattice
+from lattice.widths import SEGMENT
 
 EITHER = pytest.mark.parametrize("model", [LATTICE, INN], ids=["lattice", "INN"])
 
@@ -118,28 +119,17 @@ def test_covers_at_full_scale(tmp_path, kind, model, capsys):
         assert found[0] > found[1] - 3 or found[1] == math.inf
 
 
-LATTICE_MODULES = ["wavinwav", "files/checkpoint", "files/container"] + [
-    f"lattice/{name}" for name in ("cells", "coder", "quantiser", "lattice")]
-
-
-@pytest.mark.parametrize("modules, model", [(["wavinwav"], INN), (LATTICE_MODULES, LATTICE)],
-                         ids=["INN", "lattice"])
-def test_files_copied_alone_are_enough(tmp_path, modules, model):
-    """They need torch and the standard library only."""
-    for module in modules:
-        path = os.path.join(ROOT, f"{module}.py")
-        nodes = list(ast.walk(ast.parse(open(path).read())))
-        names = {x.name for node in nodes if isinstance(node, ast.Import) for x in node.names}
-        names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
-        names = {name.split(".")[0] for name in names}
-        assert names - set(sys.stdlib_module_names) - {"wavinwav", "files", "lattice"} == {"torch"}
-        (tmp_path / module).parent.mkdir(exist_ok=True)
-        shutil.copy(path, tmp_path / f"{module}.py")
-    shutil.copy(model, tmp_path / "model.pt")
-    name = "lattice.lattice" if model == LATTICE else "wavinwav"
-    program = f"""
-import torch, {name} as module
-model = module.load("model.pt")
+def test_wavinwav_copied_alone_is_enough(tmp_path):
+    """It needs torch and the standard library only."""
+    nodes = list(ast.walk(ast.parse(open(os.path.join(ROOT, "wavinwav.py")).read())))
+    names = {x.name for node in nodes if isinstance(node, ast.Import) for x in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    assert {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) == {"torch"}
+    shutil.copy(os.path.join(ROOT, "wavinwav.py"), tmp_path)
+    shutil.copy(INN, tmp_path / "model.pt")
+    program = """
+import torch, wavinwav
+model = wavinwav.load("model.pt")
 cover, secret = 0.1 * torch.randn(2, 16000)
 stego, r = model.hide(cover, secret)
 print(model.reveal(stego)[1].shape, (model.reveal(stego, r)[1] - secret).abs().max().item() < 1e-3)
@@ -240,34 +230,32 @@ def test_pipes(tmp_path):
     assert soundfile.info(io.BytesIO(revealed.stdout)).frames == 8000
 
 
-def test_part_by_part_is_the_same_as_in_one(tmp_path, monkeypatch):
-    """Files in parts, over processes, and all of it in memory: the same samples. The secret is
-    resampled on the way."""
-    monkeypatch.setattr(cells, "PART_SEGMENTS", 30)
-    monkeypatch.setattr(sound, "READ_AT_ONCE", 10 * cells.SEGMENT)
+def test_pieces_and_processes_do_not_matter(tmp_path, monkeypatch):
+    """The same samples from several processes that read small pieces, and from one that reads all
+    at once. The secret is resampled on the way."""
+    monkeypatch.setattr(parts, "PART_SEGMENTS", 30)
     x, y = np.stack([voice(4, 16000, 1), 0.5 * voice(4, 16000, 2)], 1) / 2, voice(3.9, 22050, 3)
     soundfile.write(tmp_path / "cover.wav", x, 16000)
     soundfile.write(tmp_path / "secret.wav", y, 22050)
     model = stego.load_model(LATTICE)
     paths = [str(tmp_path / name) for name in ("cover.wav", "secret.wav", "stego.wav", "found.wav")]
-    stego.hide(*paths[:3], model)
-    stego.reveal(*paths[2:], model)
-    cover = torch.from_numpy(soundfile.read(paths[0], dtype="float32")[0].T)
-    decoded = sound.decode(paths[0], paths[0], tmp_path)
-    decoded = stego.read_secret(paths[1], paths[1], tmp_path, decoded)
-    secret = decoded.read() / sound.FULL_SCALE
+    results = []
+    for cores, at_once in ((2, 10 * SEGMENT), (1, 1 << 20)):
+        monkeypatch.setattr(os, "cpu_count", lambda: cores)
+        monkeypatch.setattr(sound, "READ_AT_ONCE", at_once)
+        stego.hide(*paths[:3], model, overwrite=True)
+        stego.reveal(*paths[2:], model, overwrite=True)
+        results.append([soundfile.read(path, dtype="int16")[0] for path in paths[2:]])
+    assert all(np.array_equal(*pair) for pair in zip(*results))
+    cover = sound.decode(paths[0], paths[0], tmp_path)
+    secret = stego.read_secret(paths[1], paths[1], tmp_path, cover).read() / sound.FULL_SCALE
     at_once = torch.from_numpy(soundfile.read(paths[1], dtype="float32")[0])
     at_once = resample(at_once, 22050, 16000)
     assert len(at_once) == len(secret) and (at_once - secret).abs().max() < 1 / sound.FULL_SCALE
-    hidden, _ = model.hide(cover, secret)
-    assert torch.equal(hidden.T, torch.from_numpy(soundfile.read(paths[2], dtype="float32")[0]))
-    found = torch.from_numpy(soundfile.read(paths[3], dtype="float32")[0])
-    rounding = (model.reveal(hidden)[1] - found).abs().max()
-    assert rounding < 0.51 / sound.FULL_SCALE
 
 
 @pytest.mark.slow
-def test_ten_minutes_are_the_same_as_in_one(tmp_path):
+def test_ten_minutes_lose_what_hide_printed(tmp_path):
     """In parts of their usual size, through the commands."""
     louder = np.linspace(0.3, 1, 160_000)
     x, y = (np.resize(voice(20, 8000, seed) * louder, 600 * 8000 - seed) for seed in (5, 6))
@@ -275,13 +263,11 @@ def test_ten_minutes_are_the_same_as_in_one(tmp_path):
     soundfile.write(paths[0], x, 8000)
     soundfile.write(paths[1], y, 8000)
     run, lattice = [sys.executable, os.path.join(ROOT, "stego.py")], ["--model", LATTICE]
-    subprocess.run([*run, "hide", *paths[:2], "-o", paths[2], *lattice], check=True,
-                   capture_output=True)
+    hidden = subprocess.run([*run, "hide", *paths[:2], "-o", paths[2], *lattice], check=True,
+                            capture_output=True, text=True)
     subprocess.run([*run, "reveal", paths[2], "-o", paths[3], *lattice], check=True,
                    capture_output=True)
-    model = stego.load_model(LATTICE)
-    cover, secret, written, found = (torch.from_numpy(soundfile.read(path)[0]) for path in paths)
-    hidden, _ = model.hide(cover, secret, sample_rate=8000)
-    assert torch.equal(hidden, written)
-    revealed = model.reveal(hidden)[1] * sound.FULL_SCALE
-    assert torch.equal(revealed.round(), found * sound.FULL_SCALE)
+    cover, secret, written, found = (
+        torch.from_numpy(soundfile.read(path, dtype="float32")[0]) for path in paths)
+    snrs = sound.snr_of(cover, written), sound.snr_of(secret, found)
+    assert printed_snrs(hidden.stdout) == pytest.approx(snrs, abs=0.01) and snrs[1] > 30
