@@ -27,6 +27,7 @@ from files.sound import FULL_SCALE, READ_AT_ONCE, energy, to_pcm
 from lattice.cells import read_words, word_starts, write_words
 from lattice.fit import fit
 from lattice.lattice import COARSEST_STEP, FINEST_STEP, MOST_BANDS, Mode
+from lattice.lattice import load as load  # for files/parts.py
 from lattice.widths import MASKING, SEGMENT, choose_widths, noise_floors
 
 STEGO_SNR = 52.0  # dB, unless another is asked for
