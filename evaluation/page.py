@@ -14,6 +14,7 @@ import math
 import os
 import re
 import shutil
+import string
 import tempfile
 
 import numpy as np
@@ -30,6 +31,14 @@ COLUMNS, ROWS = 320, 96  # pixels of a spectrogram
 RANGE = 80  # dB from the loudest, which is black, to white
 GREYS = 16  # few, so that files are small
 PLOT_FORMATS = ".png", ".svg", ".pdf"
+TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "page.html")
+NOTES = {  # on a system's family
+    "INN": "The invertible network, the default model.",
+    "robust": "The invertible network with wide cells, for stegos that will be changed.",
+    "lattice": "The entropy coder on an integer lattice.",
+    "LSB": "The secret's top bits take the place of the cover's low bits.",
+    "Opus in LSBs": "An Opus file of the secret in the cover's low bits.",
+}
 
 
 def write_page(folder: str, first: Tensor, second: Tensor, rate: int, systems: list[System],
@@ -51,10 +60,12 @@ def write_page(folder: str, first: Tensor, second: Tensor, rate: int, systems: l
             path = os.path.join(work, name)
             write_picture(path.replace(".flac", ".png"),
                           spectrogram(signal(path), rate, COLUMNS) - loudest)
+        with open(TEMPLATE, encoding="utf-8") as file:
+            page = string.Template(file.read()).substitute(
+                count=len(systems), seconds=f"{len(first) / rate:.1f}", rate=rate,
+                top=f"{rate / 2000:g}", range=RANGE, sections="\n".join(sections))
         with open(os.path.join(work, "index.html"), "w", encoding="utf-8") as file:
-            file.write(PAGE.format(
-                count=len(systems), seconds=len(first) / rate, rate=rate, top=rate / 2000,
-                range=RANGE, sections="\n".join(sections)))
+            file.write(page)
         os.makedirs(folder, exist_ok=True)
         for name in sorted(os.listdir(work)):  # index.html comes last
             shutil.copyfile(os.path.join(work, name), os.path.join(folder, name))
@@ -78,7 +89,7 @@ def section(work: str, cover: str, secret: str, stem: str, system: System, perce
     for name, caption in captions.items():
         part = {"stego": "stego", "revealed": "secret"}.get(name)
         values = [f"{score} {cell(score, [scores[f'{part} {score}']], DIGITS[score])[0]}"
-                  for score in ("SNR", "PESQ", "STOI") if f"{part} {score}" in scores]
+                  for score in DIGITS if score != "LSD" and f"{part} {score}" in scores]
         spoken = html.escape(f"{caption}, {system.name}, {secret} in {cover}")
         lines += [
             f"<figure><figcaption>{caption}</figcaption>",
@@ -144,59 +155,3 @@ def plot_pair(path: str, system: System, paths: dict[str, str]):
             with image.open(temporary) as drawn:
                 small = drawn.convert("RGB").quantize(dither=image.Dither.NONE)
             small.save(temporary, "PNG", optimize=True)
-
-
-# ---------------------------------------------------------------- HTML
-
-NOTES = {  # on a system's family
-    "INN": "The invertible network, the default model.",
-    "robust": "The invertible network with wide cells, for stegos that will be changed.",
-    "lattice": "The entropy coder on an integer lattice.",
-    "LSB": "The secret's top bits take the place of the cover's low bits.",
-    "Opus in LSBs": "An Opus file of the secret in the cover's low bits.",
-}
-
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>WavInWav: listen</title>
-<style>
-body {{ max-width: 80rem; margin: 0 auto; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif;
-  color: #1a1a1a; background: #fff }}
-h2 {{ margin: 2.5rem 0 0; padding-top: 1rem; border-top: 2px solid #1a1a1a }}
-h3 {{ margin: 1.75rem 0 0 }}
-p {{ margin: .25rem 0 .75rem; max-width: 45rem }}
-.row {{ display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 1rem }}
-figure {{ margin: 0; min-width: 0 }}
-figcaption {{ font-weight: 600 }}
-img {{ display: block; width: 100%; height: 6rem; border: 1px solid #bbb;
-  box-sizing: border-box }}
-audio {{ display: block; width: 100%; height: 2.5rem; margin: .4rem 0 }}
-.scores {{ font-size: .875rem; color: #444; font-variant-numeric: tabular-nums }}
-@media (max-width: 60rem) {{ .row {{ grid-template-columns: repeat(2, minmax(0, 1fr)) }} }}
-@media (max-width: 30rem) {{ .row {{ gap: 1rem .75rem }}
-  /* the slider needs the room, and phones have keys for the volume */
-  audio::-webkit-media-controls-mute-button,
-  audio::-webkit-media-controls-time-remaining-display {{ display: none }} }}
-</style>
-</head>
-<body>
-<h1>WavInWav: listen</h1>
-<p>A stego sounds like its cover, and carries a secret of the same length, which is revealed from
-the stego alone. Here two voices, A and B, are hidden in each other by {count} methods, in
-{seconds:.1f}&nbsp;s of 16-bit audio at {rate}&nbsp;Hz.</p>
-<p>All sounds are the files that were scored, as FLAC, which loses nothing. SNR is in dB; PESQ goes
-up to 4.64, STOI up to 1. Spectrograms go from 0 to {top:g}&nbsp;kHz and from the loudest, black, to
-{range}&nbsp;dB below it, white.</p>
-{sections}
-<script>
-document.addEventListener("play", event => {{
-  for (const other of document.querySelectorAll("audio"))
-    if (other !== event.target) other.pause();
-}}, true);
-</script>
-</body>
-</html>
-"""
