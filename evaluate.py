@@ -15,6 +15,7 @@ Shapes: T samples. Signals are float tensors [T] in [-1, 1).
 """
 
 import argparse
+import collections
 import importlib.util
 import math
 import os
@@ -26,7 +27,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from evaluation.attacks import ATTACKS, attack_pair
+from evaluation.attacks import attack_pair, unavailable_attacks
 from evaluation.baselines import (
     HERE,
     LATTICE_SNRS,
@@ -41,10 +42,12 @@ from evaluation.baselines import (
 from evaluation.page import PLOT_FORMATS, plot_pair, write_page
 from evaluation.scores import (
     COLUMNS,
+    DIGITS,
     need,
     print_table,
     score_pair,
     signal,
+    speaker_encoder,
     write_csv,
     write_pair,
 )
@@ -79,10 +82,10 @@ def compare(args, folder: str):
         plot_pair(args.plot, next(iter(defaults.values())), write_pair(folder, *pairs[0], rate))
 
     def score(number):
-        """{system: scores}, {bound: scores}, {model: scores after each attack} of one pair."""
+        """Of one pair, {system or bound: scores} and {attack: scores of all models}."""
         paths = write_pair(tempfile.mkdtemp(dir=folder), *pairs[number], rate)
         cover, secret = signal(paths["cover"]), signal(paths["secret"])
-        scores, attacked = {}, {}
+        scores, attacked = {}, collections.defaultdict(dict)
         for system in systems:
             torch.manual_seed(args.seed)
             values = score_pair(system, paths, not args.no_perceptual)
@@ -96,8 +99,10 @@ def compare(args, folder: str):
         if args.attacks:
             for label, model in models.items():
                 seed = args.seed + 1000 * number
-                attacked[label] = attack_pair(model, defaults[label], paths, seed)
-        return scores, attacked
+                for attack, values in attack_pair(model, defaults[label], paths, seed,
+                                                  not args.no_perceptual).items():
+                    attacked[attack] |= {f"{label} {name}": x for name, x in values.items()}
+        return scores, dict(attacked)
 
     results = list(in_order(score, range(len(pairs)), "pair"))
     tables = {name: {row: [result[i][row] for result in results] for row in results[0][i]}
@@ -105,9 +110,10 @@ def compare(args, folder: str):
     print_table(tables["systems"], COLUMNS)
     if args.attacks:
         tell("", sys.stdout)
-        tell("secret SNR in dB after the stego was changed; "
-             "lost: nothing could be revealed, counts as 0 dB", sys.stdout)
-        print_table(tables["attacks"], dict.fromkeys(ATTACKS, 1))
+        tell("secret after the stego was changed; lost: nothing could be revealed, counts as 0",
+             sys.stdout)
+        print_table(tables["attacks"], {f"{label} {name}": DIGITS[name] for label in models
+                                        for name in ("SNR", "STOI")})
     if args.csv:
         write_csv(args.csv, tables)
 
@@ -213,7 +219,8 @@ def read_flags(argv=None) -> argparse.Namespace:
          help="rate in Hz that pairs of DIR are resampled to (default: 16000)")
     flag("--seed", type=int, default=0,
          help="seed of pairs, noise and detectors (default: 0)")
-    flag("--no_perceptual", action="store_true", help="leave out PESQ and STOI")
+    flag("--no_perceptual", action="store_true",
+         help="leave out PESQ, STOI and speaker similarity")
     flag("--attacks", action="store_true",
          help="also change the models' stegos, and score the secret that is left")
     flag("--steganalysis", nargs="+", metavar=("DIR", "SYSTEM"),
@@ -257,8 +264,14 @@ def check_before_work(args):
         check_output(os.path.join(args.page, "index.html") if there else args.page)
     elif not (args.no_perceptual or args.steganalysis):
         need("pesq", "pystoi")
+        if not speaker_encoder():
+            sound.note("no speaker similarity: resemblyzer is not installed: "
+                       "pip install -r requirements-eval.txt")
     if args.plot or args.page:
         need("matplotlib.figure")
+    if args.attacks and unavailable_attacks():
+        sound.note(f"left out: {', '.join(unavailable_attacks())}; AAC needs the program ffmpeg, "
+                   "MP3 libsndfile 1.1")
 
 
 def check_output(path: str, endings: tuple[str, ...] = ()):

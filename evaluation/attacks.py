@@ -1,90 +1,107 @@
 """Attacks: what is left of a secret after its stego was changed.
 
-    attack_pair(model, our_system(model, "INN"), paths, seed)  # {attack: secret SNR in dB}
+    attack_pair(model, our_system(model, "INN"), paths, seed)  # {attack: {"SNR": dB, "STOI": ...}}
 
 Shapes: T samples. Signals are float tensors [T] in [-1, 1).
 """
 
+import contextlib
 import io
-import math
+import shutil
+import subprocess
 
+import numpy as np
 import soundfile
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 import stego
-from evaluation.baselines import System, is_lattice
-from evaluation.scores import samples, signal
+from evaluation.baselines import System, decode_opus, encode_opus, is_lattice
+from evaluation.scores import samples, signal, stoi
 from files import sound
 from files.command import StegoError
+from files.resample import resample
 from training.noise import gaussian, low_pass
 from training.noise import resample as resample_and_back
 
-
-def white_noise(snr):
-    return lambda x, rate: gaussian(x, torch.randn_like(x), snr)
-
-
-ATTACKS = {  # signal [T] and its rate in Hz -> signal
+NEW_RATES = {"44.1 kHz": 44100, "48 kHz": 48000}  # of stegos that are not resampled back
+ATTACKS = {  # name -> function of a signal [T] and its rate in Hz
     "none": lambda x, rate: x,
-    **{f"noise {snr} dB": white_noise(snr) for snr in (70, 60, 50, 40, 30, 20)},
+    **{f"noise {snr} dB": lambda x, rate, snr=snr: gaussian(x, torch.randn_like(x), snr)
+       for snr in (70, 60, 50, 40, 30, 20)},
     "8 bits": lambda x, rate: (x * 128).round() / 128,
-    "gain 0.99": lambda x, rate: 0.99 * x,
-    "gain 0.9": lambda x, rate: 0.9 * x,
+    **{f"gain {gain}": lambda x, rate, gain=gain: gain * x for gain in (0.99, 0.9, 0.5)},
+    "clipped by 3 dB": lambda x, rate: x.clamp(-x.abs().max() / 2 ** 0.5, x.abs().max() / 2 ** 0.5),
     "rate x 3/4": lambda x, rate: resample_and_back(x, "3/4"),
+    **{name: lambda x, rate, new=new: resample(x, rate, new) for name, new in NEW_RATES.items()},
     "low-pass 3.4 kHz": lambda x, rate: low_pass(x, 3400 / rate),
-    "MP3 128 kb/s": lambda x, rate: mp3(x, rate),
-    "one sample": lambda x, rate: change_middle(x, lambda y: y + 1000 / sound.FULL_SCALE),
-    "one lost": lambda x, rate: change_middle(x, torch.zeros_like),
-    "cut 100 ms": lambda x, rate: x[rate // 10:],  # the first
+    "MP3 128 kbit/s": lambda x, rate: mp3(x, rate, 128),
+    "MP3 64 kbit/s": lambda x, rate: mp3(x, rate, 64),
+    "AAC 128 kbit/s": lambda x, rate: aac(x, rate, 128),
+    "AAC 64 kbit/s": lambda x, rate: aac(x, rate, 64),
+    "Opus 32 kbit/s": lambda x, rate: decode_opus(encode_opus(x.numpy(), rate, 32), rate, len(x)),
+    "one sample": lambda x, rate: change_middle(x, 1000 / sound.FULL_SCALE),
+    "one lost": lambda x, rate: change_middle(x, -x[len(x) // 2]),
+    "first 100 ms cut": lambda x, rate: x[rate // 10:],
+    "last 100 ms cut": lambda x, rate: x[:-(rate // 10)],
 }
 
 
-def attack_pair(model, system: System, paths: dict[str, str], seed: int) -> dict:
-    """Secret SNR in dB for each attack, from 16-bit files: None if nothing could be revealed, NaN
-    if the attack is not possible here; {} if the system cannot hide this pair.
+def unavailable_attacks() -> list[str]:
+    """Names of the attacks that need a codec which is not installed."""
+    missing = () if "MP3" in soundfile.available_formats() else ("MP3",)
+    missing += () if shutil.which("ffmpeg") else ("AAC",)
+    return [name for name in ATTACKS if name.startswith(missing)]
+
+
+def attack_pair(model, system: System, paths: dict[str, str], seed: int, perceptual: bool = True
+                ) -> dict[str, dict]:
+    """SNR in dB (and STOI, if `perceptual`) of the secret by attack, from 16-bit files; None if
+    nothing can be revealed. {} for each attack if the system cannot hide this pair.
 
     A lattice reveals all or nothing. Other models reveal what is left, and are given the secret's
     length where the header is lost; a revealed secret that is too short is padded in front."""
+    names = [name for name in ATTACKS if name not in unavailable_attacks()]
     try:
         system.hide(paths["cover"], paths["secret"], paths["stego"])
     except StegoError:
-        return {}
+        return {name: {} for name in names}
     hidden, rate = signal(paths["stego"]), samples(paths["stego"])[1]
-    secret = signal(paths["secret"])
-    attacked_path, scores = paths["stego"] + ".attacked.wav", {}
-    for number, (name, attack) in enumerate(ATTACKS.items()):
-        torch.manual_seed(seed + number)
+    secret, scores = signal(paths["secret"]), {}
+    attacked_path = paths["stego"] + ".attacked.wav"
+    for name in names:
+        torch.manual_seed(seed + list(ATTACKS).index(name))
+        changed, new_rate = ATTACKS[name](hidden, rate), NEW_RATES.get(name, rate)
+        sound.write_audio(attacked_path, sound.to_pcm(changed), new_rate)
         try:
-            sound.write_audio(attacked_path, sound.to_pcm(attack(hidden, rate)), rate)
-        except soundfile.LibsndfileError:  # without MP3
-            scores[name] = math.nan
-            continue
-        try:
-            stego.reveal(attacked_path, paths["revealed"], model,
-                         force=not is_lattice(model), overwrite=True)
+            with contextlib.redirect_stderr(io.StringIO()):  # notes on what was cut
+                stego.reveal(attacked_path, paths["revealed"], model, force=not is_lattice(model),
+                             overwrite=True)
         except StegoError:
-            scores[name] = None
+            scores[name] = {"SNR": None} | ({"STOI": None} if perceptual else {})
             continue
-        revealed = signal(paths["revealed"])
+        revealed = resample(signal(paths["revealed"]), new_rate, rate)
         missing = max(0, len(secret) - len(revealed))
         revealed = functional.pad(revealed, (missing, 0))[:len(secret)]
-        scores[name] = sound.snr_of(secret, revealed)
+        scores[name] = {"SNR": sound.snr_of(secret, revealed)}
+        if perceptual:
+            scores[name]["STOI"] = stoi(secret, revealed, rate)
     return scores
 
 
-def change_middle(x: Tensor, change) -> Tensor:
-    """A copy of a signal [T] with its middle sample changed."""
+def change_middle(x: Tensor, change: float | Tensor) -> Tensor:
+    """A copy of a signal [T] with `change` added to its middle sample."""
     x = x.clone()
-    x[len(x) // 2] = change(x[len(x) // 2])
+    x[len(x) // 2] += change
     return x
 
 
-def mp3(x: Tensor, rate: int, kbps: int = 128) -> Tensor:
-    """Encode a signal [T] as MP3 of constant bit rate (or the highest below it that the sample rate
-    allows) and decode it, without the codec's delay. Raises LibsndfileError if soundfile cannot
-    write MP3."""
+# ---------------------------------------------------------------- codecs
+
+def mp3(x: Tensor, rate: int, kbps: int) -> Tensor:
+    """A signal [T] after MP3 of constant bit rate (or the highest below it that the sample rate
+    allows), without the codec's delay. libsndfile has to have MP3."""
     # kbit/s that libsndfile maps compression levels of 1 and 0 to
     low, high = (32, 320) if rate >= 32000 else (8, 160) if rate >= 16000 else (8, 64)
     level = min(0.999, max(0, (high - kbps) / (high - low)))
@@ -92,9 +109,26 @@ def mp3(x: Tensor, rate: int, kbps: int = 128) -> Tensor:
     soundfile.write(file, x.numpy(), rate, format="MP3", subtype="MPEG_LAYER_III",
                     bitrate_mode="CONSTANT", compression_level=level)
     file.seek(0)
-    back = torch.from_numpy(soundfile.read(file, dtype="float32")[0])
-    back = functional.pad(back, (-delay(x, back), 0))[:len(x)]
-    return functional.pad(back, (0, len(x) - len(back)))
+    return aligned(x, torch.from_numpy(soundfile.read(file, dtype="float32")[0]))
+
+
+def aac(x: Tensor, rate: int, kbps: int) -> Tensor:
+    """A signal [T] after AAC by ffmpeg, without the codec's delay."""
+    def ffmpeg(content, *words):
+        return subprocess.run(["ffmpeg", "-v", "fatal", *words], input=content, check=True,
+                              stdout=subprocess.PIPE).stdout
+
+    plain = "-f", "s16le", "-ar", str(rate), "-ac", "1"
+    coded = ffmpeg(sound.to_pcm(x).tobytes(), *plain, "-i", "-", "-c:a", "aac", "-b:a", f"{kbps}k",
+                   "-f", "adts", "-")
+    return aligned(x, sound.from_pcm(np.frombuffer(ffmpeg(
+        coded, "-f", "aac", "-i", "-", *plain, "-"), np.int16)))
+
+
+def aligned(reference: Tensor, x: Tensor) -> Tensor:
+    """A signal without its delay relative to a reference [T], cut or padded to [T]."""
+    x = functional.pad(x, (-delay(reference, x), 0))[:len(reference)]
+    return functional.pad(x, (0, len(reference) - len(x)))
 
 
 def delay(reference: Tensor, x: Tensor, most: int = 4096) -> int:

@@ -213,6 +213,13 @@ def encode_opus(x: np.ndarray, rate: int, kbps: float) -> bytes:
     return small
 
 
+def decode_opus(content: bytes, rate: int, length: int) -> Tensor:
+    """An Ogg Opus file as a signal [length] at `rate` Hz."""
+    x, own_rate = soundfile.read(io.BytesIO(content), dtype="float32")
+    x = resample(torch.from_numpy(x), own_rate, rate)[:length]
+    return functional.pad(x, (0, length - len(x)))
+
+
 def opus(kbps: float) -> System:
     """An Ogg Opus file of the secret, preceded by its size in bytes (4 bytes), in as few low bits
     as can hold it. Its RTF includes the search for the bit rate."""
@@ -232,9 +239,7 @@ def opus(kbps: float) -> System:
             content = np.packbits(stream).tobytes()
             if content[4:8] == b"OggS":
                 size = int.from_bytes(content[:4], "big")
-                x, own_rate = soundfile.read(io.BytesIO(content[4:4 + size]), dtype="float32")
-                x = resample(torch.from_numpy(x), own_rate, rate)[:len(hidden)]
-                return sound.to_pcm(functional.pad(x, (0, len(hidden) - len(x))))
+                return sound.to_pcm(decode_opus(content[4:4 + size], rate, len(hidden)))
         raise StegoError("the file carries no Ogg file")
 
     return on_files(f"Opus, {kbps} kbit/s", "Opus in LSBs", hide, reveal)

@@ -4,19 +4,22 @@
     scores = score_pair(system, paths)                  # hide, reveal, and measure
     print_table({"its name": [scores]}, COLUMNS)
 
-SNR and LSD in dB, wide-band PESQ at 16 kHz, STOI; RTF is audio seconds per second of processing,
-hide and reveal together. A system is a `baselines.System`.
+SNR and LSD in dB, wide-band PESQ at 16 kHz, STOI, speaker similarity of secret and revealed secret;
+RTF is audio seconds per second of processing, hide and reveal together. (The paper also reports
+ABX, which needs a model that cannot be had offline.) A system is a `baselines.System`.
 
 Shapes: T samples, F frames. Samples are integer arrays [T] (1 LSB = 1), signals float tensors [T]
 in [-1, 1).
 """
 
 import csv
+import functools
 import importlib
 import math
 import os
 import sys
 import time
+import warnings
 
 import numpy as np
 import torch
@@ -34,7 +37,7 @@ NAMES = "cover", "secret", "stego", "revealed"
 
 def score_pair(system, paths: dict[str, str], perceptual: bool = True) -> dict[str, float]:
     """Scores {name: value} of a system on the files of one pair; {} if it cannot hide. Writes the
-    stego and the revealed secret. `perceptual` adds PESQ and STOI."""
+    stego and the revealed secret. `perceptual` adds PESQ, STOI and speaker similarity."""
     start = time.perf_counter()
     try:
         system.hide(paths["cover"], paths["secret"], paths["stego"])
@@ -48,7 +51,10 @@ def score_pair(system, paths: dict[str, str], perceptual: bool = True) -> dict[s
     for name, before, after in (("stego", "cover", "stego"), ("secret", "secret", "revealed")):
         values = {"SNR": sound.snr_of(x[before], x[after]), "LSD": lsd(x[before], x[after])}
         if perceptual:
-            values |= speech_scores(x[before], x[after], rate)
+            values["PESQ"] = pesq(x[before], x[after], rate)
+            values["STOI"] = stoi(x[before], x[after], rate)
+            if name == "secret" and speaker_encoder():
+                values["similarity"] = speaker_similarity(x[before], x[after], rate)
         scores |= {f"{name} {key}": value for key, value in values.items()}
     return scores | {"RTF": len(x["cover"]) / rate / seconds}
 
@@ -106,20 +112,52 @@ def need(*names: str) -> list:
                  + (", or give --no_perceptual" if "pesq" in names else ""))
 
 
-def speech_scores(reference: Tensor, estimate: Tensor, rate: int) -> dict[str, float]:
-    """Wide-band PESQ (NaN where it finds no speech) and STOI of two signals [T]."""
-    pesq, pystoi = need("pesq", "pystoi")
+def pesq(reference: Tensor, estimate: Tensor, rate: int) -> float:
+    """Wide-band PESQ of two signals [T]; NaN where it finds no speech."""
+    package, = need("pesq")
     reference, estimate = (resample(x, rate, 16000).numpy() for x in (reference, estimate))
     try:
-        quality = pesq.pesq(16000, reference, estimate, "wb")
-    except pesq.PesqError:
-        quality = math.nan
-    return {"PESQ": quality, "STOI": float(pystoi.stoi(reference, estimate, 16000))}
+        return package.pesq(16000, reference, estimate, "wb")
+    except package.PesqError:
+        return math.nan
+
+
+def stoi(reference: Tensor, estimate: Tensor, rate: int) -> float:
+    """Short-time objective intelligibility of two signals [T], up to 1."""
+    reference, estimate = (resample(x, rate, 16000).numpy() for x in (reference, estimate))
+    return float(need("pystoi")[0].stoi(reference, estimate, 16000))
+
+
+@functools.cache
+def speaker_encoder():
+    """resemblyzer and its speaker encoder, whose weights come with the package; None if it is not
+    installed."""
+    try:
+        with warnings.catch_warnings():  # it imports deprecated modules
+            warnings.simplefilter("ignore")
+            import resemblyzer
+    except ImportError:
+        return None
+    return resemblyzer, resemblyzer.VoiceEncoder("cpu", verbose=False)
+
+
+def speaker_similarity(reference: Tensor, estimate: Tensor, rate: int) -> float:
+    """Cosine similarity of the speaker embeddings (generalised end-to-end loss: Wan et al., arXiv
+    1710.10467) of two signals [T]: 0 to 1, NaN where no speech is found. Needs resemblyzer."""
+    if not (reference.any() and estimate.any()):
+        return math.nan
+    resemblyzer, encoder = speaker_encoder()
+    voices = [resemblyzer.preprocess_wav(resample(x, rate, 16000).numpy())
+              for x in (reference, estimate)]
+    if not all(map(len, voices)):
+        return math.nan
+    first, second = map(encoder.embed_utterance, voices)
+    return float(first @ second)
 
 
 # ---------------------------------------------------------------- tables
 
-DIGITS = {"SNR": 1, "LSD": 2, "PESQ": 2, "STOI": 3}
+DIGITS = {"SNR": 1, "LSD": 2, "PESQ": 2, "STOI": 3, "similarity": 3}
 COLUMNS = {f"{part} {score}": DIGITS[score] for part in ("stego", "secret") for score in DIGITS}
 COLUMNS |= {"below bound": 1, "RTF": 1}  # {score: digits}
 
@@ -138,7 +176,7 @@ def print_table(table: dict[str, list[dict]], columns: dict[str, int]):
     names = {name for scores in table.values() for values in scores for name in values}
     columns = {name: digits for name, digits in columns.items() if name in names}
     width = max(map(len, table)) + 1
-    heads = [name.split(" ", 1) if " " in name else ("", name) for name in columns]
+    heads = [name.rsplit(" ", 1) if " " in name else ("", name) for name in columns]
     for line in (0, 1):
         tell(" " * width + "".join(f"{head[line]:>12s}" for head in heads), sys.stdout)
     for row, scores in table.items():
@@ -178,7 +216,7 @@ def write_csv(path: str, tables: dict[str, dict[str, list[dict]]]):
     many pairs are in the mean, lossless, and lost."""
     with replacing(path) as temporary, open(temporary, "w", newline="") as file:
         lines = csv.writer(file)
-        lines.writerow("table system score mean interval pairs lossless lost".split())
+        lines.writerow("table row score mean interval pairs lossless lost".split())
         for table, rows in tables.items():
             for row, scores in rows.items():
                 for name in dict.fromkeys(name for values in scores for name in values):

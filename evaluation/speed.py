@@ -42,5 +42,5 @@ def measure_speed(model: str, minutes: float = 10, channels: int = 1):
                 [sys.executable, "-c", PEAK, os.path.join(HERE, "stego.py"), *words, "--model",
                  model], check=True, stdout=subprocess.PIPE, text=True).stdout
             speed = 60 * minutes / (time.perf_counter() - start)
-            print(f"{words[0]}: {speed:.0f} times real time, {minutes:g} minutes, channels: "
+            print(f"{words[0]}: {speed:.3g} times real time, {minutes:g} minutes, channels: "
                   f"{channels}, {rate} Hz; largest process {int(peak) / 1024:.0f} MiB")

@@ -1,5 +1,7 @@
 """evaluation/attacks.py: what is left of a secret after its stego was changed."""
 
+import shutil
+
 import pytest
 import soundfile
 import torch
@@ -7,9 +9,9 @@ from torch.nn import functional
 
 import stego
 from evaluation import attacks
-from evaluation.baselines import our_system
+from evaluation.baselines import opus, our_system
 from files import sound
-from helpers import INN, LATTICE, pair_files, voice
+from helpers import INN, LATTICE, ROBUST, pair_files, voice
 
 
 @pytest.fixture
@@ -19,27 +21,57 @@ def paths(tmp_path):
 
 def test_inn(paths):
     model = stego.load_model(INN)
-    scores = attacks.attack_pair(model, our_system(model, "INN"), paths, 0)
-    assert list(scores) == list(attacks.ATTACKS)
-    assert scores["none"] > scores["noise 70 dB"] > scores["noise 60 dB"] > scores["noise 50 dB"]
-    assert min(scores["one sample"], scores["one lost"]) > scores["noise 50 dB"]
-    again = attacks.attack_pair(model, our_system(model, "INN"), paths, 0)
+    scores = attacks.attack_pair(model, our_system(model, "INN"), paths, 0, perceptual=False)
+    assert set(scores) | set(attacks.unavailable_attacks()) == set(attacks.ATTACKS)
+    snr = {name: values["SNR"] for name, values in scores.items()}
+    assert snr["none"] > snr["noise 70 dB"] > snr["noise 60 dB"] > snr["noise 50 dB"]
+    few_samples = "one sample", "one lost", "last 100 ms cut"
+    assert min(snr[name] for name in few_samples) > snr["noise 50 dB"]
+    again = attacks.attack_pair(model, our_system(model, "INN"), paths, 0, perceptual=False)
     assert scores == again, "the noise has a seed"
 
 
 def test_lattice_reveals_all_or_nothing(paths):
     model = stego.load_model(LATTICE)
-    scores = attacks.attack_pair(model, our_system(model, "lattice"), paths, 0)
-    assert scores.pop("none") > 20
-    scores.pop("MP3 128 kb/s")  # needs a libsndfile with MP3
-    assert set(scores.values()) == {None}
+    scores = attacks.attack_pair(model, our_system(model, "lattice"), paths, 0, perceptual=False)
+    assert scores.pop("none")["SNR"] > 20
+    assert all(values == {"SNR": None} for values in scores.values())
 
 
-def test_delay_and_mp3():
+def test_robust_model_keeps_the_secret_intelligible(tmp_path):
+    pytest.importorskip("pystoi")
+    model, paths = stego.load_model(ROBUST), pair_files(tmp_path, 3)
+    scores = attacks.attack_pair(model, our_system(model, "robust"), paths, 0)
+    clean = scores["none"]["STOI"]
+    for name in ("noise 50 dB", "gain 0.5", "rate x 3/4", "last 100 ms cut"):
+        assert scores[name]["STOI"] > clean - 0.05 and clean > 0.5
+    assert scores["Opus 32 kbit/s"]["STOI"] < clean
+
+
+def test_a_pair_that_cannot_be_hidden(paths):
+    values = attacks.attack_pair(None, opus(2), paths, 0)
+    assert set(values["none"]) == set() and len(values) > 20
+
+
+def test_delay():
     x = torch.from_numpy(voice(1, 16000, 1))
     assert attacks.delay(x, functional.pad(x, (137, 0))) == 137
     assert attacks.delay(x, x[41:]) == -41
-    if "MP3" in soundfile.available_formats():
-        for rate in (16000, 44100, 8000):
-            x = torch.from_numpy(0.3 * voice(1, rate, 1))
-            assert sound.snr_of(x, attacks.mp3(x, rate)) > 12
+
+
+@pytest.mark.parametrize("rate", [16000, 44100, 8000])
+def test_codecs(rate):
+    x = torch.from_numpy(0.3 * voice(1, rate, 1))
+    for name, least in (("MP3 128 kbit/s", 12), ("AAC 128 kbit/s", 6), ("AAC 64 kbit/s", 6),
+                        ("Opus 32 kbit/s", 0)):
+        if name not in attacks.unavailable_attacks():
+            y = attacks.ATTACKS[name](x, rate)
+            assert len(y) == len(x) and sound.snr_of(x, y) > least, name
+
+
+def test_codecs_that_are_missing(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(soundfile, "available_formats", lambda: {"WAV": "", "MP3": ""})
+    assert attacks.unavailable_attacks() == ["AAC 128 kbit/s", "AAC 64 kbit/s"]
+    monkeypatch.setattr(soundfile, "available_formats", lambda: {"WAV": ""})
+    assert len(attacks.unavailable_attacks()) == 4

@@ -36,7 +36,7 @@ def test_folder(tmp_path, capsys):
         "--snr", 50, "--attacks", "--csv", tmp_path / "t.csv")
     out = table(capsys.readouterr().out)
     with open(tmp_path / "t.csv", newline="") as file:
-        lines = {(line["table"], line["system"], line["score"]): line
+        lines = {(line["table"], line["row"], line["score"]): line
                  for line in csv.DictReader(file)}
     assert list(dict.fromkeys(system for name, system, _ in lines if name == "systems")) == [
         *(f"INN, {snr} dB" for snr in baselines.INN_SNRS), "LSB, 4 bits", "LSB, 6 bits",
@@ -49,7 +49,7 @@ def test_folder(tmp_path, capsys):
     assert float(stego["interval"]) > 0, "two different pairs"
     assert out["LSB, 4 bits"][0].startswith(f"{float(stego['mean']):.1f}±")
     assert float(lines["systems", "LSB, 4 bits", "below bound"]["mean"]) > 0
-    assert ("attacks", "INN", "MP3 128 kb/s") in lines
+    assert ("attacks", "noise 70 dB", "INN SNR") in lines
 
 
 def test_own_files_and_default_models(tmp_path, capsys):

@@ -15,7 +15,7 @@ def test_measure_speed(capsys):
     assert [line.split(":")[0] for line in lines] == ["hide", "reveal"]
     for line in lines:
         assert "0.05 minutes, channels: 2, 16000 Hz" in line
-        speed, memory = re.search(r"(\d+) times real time.* (\d+) MiB", line).groups()
+        speed, memory = re.search(r"([\d.]+) times real time.* (\d+) MiB", line).groups()
         assert float(speed) > 0 and float(memory) > 50
 
 
