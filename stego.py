@@ -52,11 +52,11 @@ from files.sound import (
     decibel,
     decode,
     note,
-    open_audio,
     placing,
     resampled,
     writing,
 )
+from files.source import open_audio
 from files.streams import standard_streams
 from wavinwav import LappedConfig
 

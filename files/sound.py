@@ -1,6 +1,6 @@
-"""Sound files of any length: decoded into a temporary file, read by pieces, written whole or not.
+"""Sound files of any length: decoded into a temporary file, read in pieces, written as a whole.
 
-Samples are integers of 16 or 24 bits, in tensors or arrays [n] in which two channels take turns.
+Samples are integers of 16 or 24 bits, in tensors or arrays [n]; two channels are interleaved.
 """
 
 import contextlib
@@ -8,7 +8,6 @@ import errno
 import functools
 import math
 import os
-import stat
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -17,10 +16,10 @@ import numpy as np
 import soundfile
 import torch
 
-from files import cut
 from files.checkpoint import replacing
 from files.command import StegoError, one_line
 from files.resample import resample
+from files.source import UNKNOWN, check_range, check_whole, open_audio
 
 FULL_SCALE = 32768  # of 16-bit PCM: a file's sample n is n / FULL_SCALE in a model
 READ_AT_ONCE = 1 << 17  # samples
@@ -29,8 +28,8 @@ FORMATS = {".wav": "WAV", ".flac": "FLAC"}  # that keep samples as they are, 16 
 
 @dataclass
 class Sound:
-    """A sound file, decoded into a temporary file of plain integers, so that any part of it can
-    be read and memory does not grow."""
+    """A sound file decoded into a temporary file of integers, so that any part of it can be read
+    in constant memory."""
 
     name: str  # for messages
     path: str  # of the temporary file
@@ -38,8 +37,8 @@ class Sound:
     channels: int
     frames: int = 0  # samples in each channel
     depth: int = 16  # bits of a sample, 16 or 24
-    gain: float = 1.0  # what samples of floating point were turned down by, to be within full scale
-    scale: float = 1.0  # what `read` turns samples down by
+    gain: float = 1.0  # factor that brought floating-point samples within full scale
+    scale: float = 1.0  # factor that `read` applies
 
     @property
     def dtype(self):
@@ -54,7 +53,7 @@ class Sound:
         return self.frames * self.channels
 
     def read(self, start=0, stop=None):
-        """Samples from `start` to `stop`, channels taking turns: an int32 tensor [n]."""
+        """Samples from `start` to `stop`, channels interleaved: an int32 tensor [n]."""
         stop = self.samples if stop is None else min(stop, self.samples)
         offset = start * self.dtype.itemsize
         x = np.fromfile(self.path, self.dtype, max(0, stop - start), offset=offset)
@@ -62,13 +61,13 @@ class Sound:
         return x if self.scale == 1 else (x.double() * self.scale).round().int()
 
     def pieces(self, start=0, stop=None):
-        """The same, piece by piece."""
+        """The same in pieces."""
         stop = self.samples if stop is None else stop
         for first in range(start, stop, READ_AT_ONCE):
             yield self.read(first, min(stop, first + READ_AT_ONCE))
 
     @functools.cached_property
-    def energy(self):  # to be asked for when `scale` is settled
+    def energy(self):  # once `scale` is final
         return sum(map(energy, self.pieces()))
 
     def distance(self, other):
@@ -76,70 +75,41 @@ class Sound:
         return sum(energy(x - y) for x, y in zip(self.pieces(), other.pieces()))
 
 
-def open_audio(path, name=None):
-    """A soundfile.SoundFile to read from. Raises StegoError for what is no usable audio file."""
-    name = name or path
-    try:
-        kind = os.stat(path).st_mode
-        if stat.S_ISDIR(kind):
-            raise StegoError(f"{name} is a folder; give a sound file")
-        if not stat.S_ISREG(kind):
-            raise StegoError(f"{name} is a pipe or a device, and not a file; give -, and what is "
-                             "in it to the standard input")
-        file = soundfile.SoundFile(os.open(path, os.O_RDONLY))  # whatever its name is or ends in
-        file = file if file.frames else cut.unfinished(path) or file
-    except FileNotFoundError as error:
-        raise StegoError(f"{name} does not exist; give a sound file") from error
-    except (soundfile.LibsndfileError, OSError) as error:
-        reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or error
-        raise StegoError(f"{name} cannot be read as audio ({reason}); "
-                         "give a WAV, FLAC, OGG or MP3 file") from error
-    if not file.frames:
-        raise StegoError(f"{name} has no samples; give a file with sound in it")
-    return file
-
-
-def _check_whole(file, name):
-    """Raises StegoError for a file that is cut; a note for one that lacks no sample."""
-    missing, samples_too = cut.missing_bytes(file)
-    if missing and samples_too:
-        raise StegoError(f"{name} is cut: it ends before its header says; get the whole file")
-    if missing:
-        note(f"{name} lacks its last byte, which pads it; no sample is missing")
-    if getattr(file, "unfinished", False):
-        note(f"{name} is of an interrupted recording: its header tells no length, so all that is "
-             "there is taken")
-
-
 def note(text):
     print(f"note: {one_line(text)}", file=sys.stderr, flush=True)
 
 
 def read_audio(path, dtype="float32"):
-    """All samples [T, channels] as numpy, and the rate in Hz. Raises StegoError for what is not
-    usable."""
+    """All samples [T, channels] as numpy, and the rate in Hz. Raises StegoError for a file that is
+    cut off or cannot be used."""
     with open_audio(path) as file:
-        try:
-            samples = np.concatenate(list(_pieces(file, dtype)))
-        except soundfile.LibsndfileError as error:
-            raise StegoError(f"{path} cannot be read as audio ({error}); it may be damaged"
-                             ) from error
-        if not np.isfinite(samples).all():
-            raise StegoError(f"{path} has samples that are NaN or infinite; repair or re-export it")
+        check_whole(file, path)
+        samples = np.concatenate(list(_pieces(file, path, dtype)))
+        if samples.dtype.kind == "f":
+            check_range(samples, path)
         return samples, file.samplerate
 
 
-def _pieces(file, dtype):
-    """All samples, piece by piece [n, channels]; also of files in which nobody can seek."""
-    while len(x := file.read(READ_AT_ONCE, dtype, always_2d=True)):
-        yield x
+def _pieces(file, name, dtype):
+    """All samples of a Reader, piece by piece [n, channels]. Raises StegoError."""
+    try:
+        while len(x := file.read(READ_AT_ONCE, dtype, always_2d=True)):
+            yield x
+    except soundfile.LibsndfileError as error:
+        raise StegoError(f"{name} cannot be read to its end ({error}); it may be damaged"
+                         ) from error
 
 
 def decode(path, name, folder, depth=None, mono=False, whole=True):
-    """The sound file at `path` (named `name` in messages) as a Sound in `folder`, of 24 bits if its
-    samples have more than 16 bits and `depth` does not say otherwise. `whole` refuses files that
-    are cut; without it, the file may be a stego, and its depth is what it uses. Raises
-    StegoError."""
+    """Decode the sound file at `path`, named `name` in messages, into `folder`.
+
+    depth: bits of the samples; None is 24 if the file has more than 16
+    mono: mix the channels to one
+    whole: refuse a file that is cut off. Without it, the file may be a stego, and its depth is the
+        one that its samples use.
+
+    Returns a Sound. Raises StegoError.
+    """
     with (open_audio(path, name) as file,
           tempfile.NamedTemporaryFile(dir=folder, delete=False) as plain):
         if file.channels > 2:
@@ -154,13 +124,16 @@ def decode(path, name, folder, depth=None, mono=False, whole=True):
         direct = short and sound.depth == 16 and sound.channels == file.channels
         limit, used = 1 << (sound.depth - 1), 0  # used: bits
         if whole:
-            _check_whole(file, name)
+            check_whole(file, name)
+        if file.unfinished:
+            note(f"{name} is an interrupted recording: its header has no length, so everything in "
+                 "it is taken")
         try:
             if not exact:
                 with open_audio(path, name) as before:
-                    peak = _peak(before, name)
+                    peak = max(check_range(x, name) for x in _pieces(before, name, "float64"))
                 sound.gain = (limit - 1) / limit / peak if peak > 1 else 1.0
-            for x in _pieces(file, "int16" if direct else "float64"):
+            for x in _pieces(file, name, "int16" if direct else "float64"):
                 if not direct:
                     x = x.mean(1, keepdims=True) if mono else x
                     x = (x * (sound.gain * limit)).round().clip(-limit, limit - 1)
@@ -168,16 +141,15 @@ def decode(path, name, folder, depth=None, mono=False, whole=True):
                 x.tofile(plain)
                 sound.frames += len(x)
                 used |= 0 if whole else int(np.bitwise_or.reduce(x, axis=None))
-        except soundfile.LibsndfileError as error:
-            raise StegoError(f"{name} cannot be read to its end ({error}); it may be damaged"
-                             ) from error
         except OSError as error:
             raise StegoError(f"{folder} cannot hold {name} decoded ({error.strerror or error}); "
                              "set TMPDIR to a folder with room") from error
-        # An MP3 file may end with a few frames of 1152 samples that its header does not count.
-        if whole and sound.frames < file.frames - (4 * 1152 if file.format == "MP3" else 0):
-            raise StegoError(f"{name} is cut: {sound.frames} of {file.frames} samples are left; "
-                             "get the whole file")
+        expected = file.frames if file.frames < UNKNOWN else 0
+        if file.subtype in ("MPEG_LAYER_I", "MPEG_LAYER_II"):
+            expected -= 1152  # one frame: libsndfile guesses
+        if whole and sound.frames < expected:
+            raise StegoError(f"{name} is cut off: {sound.frames} of {file.frames} samples are "
+                             "left; get the whole file, or convert what is left to WAV")
     if not sound.frames:
         raise StegoError(f"{name} has no samples; give a file with sound in it")
     if not whole and sound.depth == 24 and not used & 255:
@@ -185,18 +157,8 @@ def decode(path, name, folder, depth=None, mono=False, whole=True):
     return sound
 
 
-def _peak(file, name):
-    """The largest magnitude of samples that may be of floating point. Raises StegoError."""
-    peak = 0
-    for x in _pieces(file, "float64"):
-        if not np.isfinite(x).all():
-            raise StegoError(f"{name} has samples that are NaN or infinite; repair or re-export it")
-        peak = max(peak, np.abs(x).max(initial=0))
-    return peak
-
-
 def resampled(sound, rate, length, folder):
-    """A Sound at another rate, cut to `length` samples in each channel; as if resampled in one."""
+    """A Sound at another rate, of at most `length` frames. The result does not depend on pieces."""
     common = math.gcd(sound.rate, rate)
     old, new = sound.rate // common, rate // common
     size = old * math.ceil(READ_AT_ONCE / max(old, new))  # frames of a piece
@@ -215,7 +177,7 @@ def resampled(sound, rate, length, folder):
 
 
 def check_output(path, overwrite):
-    """Refuse, before the work, what cannot be written after it."""
+    """Raises StegoError, before the work, if a sound file cannot be written to `path`."""
     if path != "-" and os.path.splitext(path)[1].lower() not in FORMATS:
         raise StegoError(f"{path}: only WAV and FLAC keep every sample as it is; "
                          "give a name that ends in .wav or .flac")
@@ -226,13 +188,13 @@ def check_output(path, overwrite):
     if os.path.exists(path) and not overwrite:
         raise StegoError(f"{path} exists; give another name, or --overwrite")
     if os.path.exists(path) and not os.path.isfile(path):
-        raise StegoError(f"{path} cannot be written: it is a pipe or a device, and not a file")
+        raise StegoError(f"{path} cannot be written: it is a pipe or a device, not a file")
 
 
 @contextlib.contextmanager
 def placing(path, overwrite=True):
-    """The name of a temporary file, which becomes the file at `path` at the end, where no fault
-    was. Raises StegoError."""
+    """Gives the name of a temporary file, which becomes `path` at the end unless there was an
+    error. Raises StegoError."""
     try:
         with replacing(path, overwrite) as temporary:
             yield temporary
@@ -246,31 +208,31 @@ def placing(path, overwrite=True):
 
 @contextlib.contextmanager
 def writing(temporary, path, rate, channels, depth=16, seconds=0):
-    """A function that takes integer samples [n], channels taking turns, for a new sound file that
-    will be at `path`. Raises StegoError where its format has no such rate, LibsndfileError,
-    OSError."""
+    """Gives a function that appends integer samples [n], channels interleaved, to a new sound file
+    `temporary`, whose format is that of `path`. Raises StegoError if the format does not have this
+    rate, LibsndfileError, OSError."""
     form = FORMATS[os.path.splitext(path)[1].lower()]
     if form == "FLAC" and rate > (655350 if rate % 10 == 0 else 65535):
         raise StegoError(f"{path} cannot be written: FLAC has no rate of {rate} Hz; give a name "
                          "that ends in .wav")
     if form == "WAV" and seconds * rate * channels * depth / 8 > 0xFFFF0000:
         form = "RF64"
-    number = os.open(temporary, os.O_RDWR | os.O_TRUNC)
-    with soundfile.SoundFile(number, "w", rate, channels, f"PCM_{depth}", format=form) as file:
+    name = os.fsencode(temporary) if os.name == "posix" else temporary
+    with soundfile.SoundFile(name, "w", rate, channels, f"PCM_{depth}", format=form) as file:
         def put(samples):
             x = np.asarray(samples).reshape(-1, channels)
             x = x.astype(np.int16) if depth == 16 else x.astype(np.int32) << 8
             try:
                 file.write(x)
-            except AssertionError as error:  # so soundfile tells that not all was written
+            except AssertionError as error:  # soundfile's sign that not everything was written
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
 
         yield put
 
 
 def write_audio(path, samples, rate):
-    """Write int16 samples [T] or [T, channels] as 16-bit PCM; a file that is there is replaced.
-    Raises StegoError."""
+    """Write int16 samples [T] or [T, channels] as 16-bit PCM, replacing a file. Raises StegoError.
+    """
     channels = 1 if samples.ndim == 1 else samples.shape[1]
     with placing(path) as temporary, writing(temporary, path, rate, channels) as put:
         put(samples)
@@ -287,8 +249,8 @@ def from_pcm(samples):
 
 
 def snr_of(reference, estimate):
-    """Signal-to-noise ratio in dB of two float tensors [T]: infinite if they are equal, minus
-    infinite for silence."""
+    """Signal-to-noise ratio in dB of two float tensors [T]: infinity if they are equal, minus
+    infinity for a silent reference."""
     return decibel(energy(reference), energy(reference - estimate))
 
 

@@ -1,7 +1,6 @@
-"""The standard streams in the place of files, and a folder for what is temporary."""
+"""Standard streams in place of files, and the folder for temporary files."""
 
 import contextlib
-import fcntl
 import glob
 import os
 import re
@@ -12,32 +11,53 @@ import tempfile
 from files.checkpoint import is_running
 from files.command import StegoError, standard_output
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
+def lock(file):
+    """Lock an open file until it is closed: True, or False if files cannot be locked here. Raises
+    OSError if another process has locked it."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except (BlockingIOError, PermissionError):
+        raise
+    except (OSError, AttributeError):  # a file system, or a system, without locks
+        return False
+
 
 @contextlib.contextmanager
 def private_folder():
-    """A temporary folder that only its owner can look into. Those of processes that were killed are
-    removed first: a lock tells that one is in use, also to who does not see its process."""
-    prefix = os.path.join(tempfile.gettempdir(), "wavinwav-")
+    """A temporary folder that only its owner can look into. Those of killed processes are removed
+    first; a lock shows that one is in use, even by a process in another container. Raises
+    StegoError."""
+    try:
+        prefix = os.path.join(tempfile.gettempdir(), "wavinwav-")
+    except FileNotFoundError as error:
+        raise StegoError("there is no folder for temporary files; set TMPDIR to a folder with room"
+                         ) from error
     for stale in glob.glob(glob.escape(prefix) + "*"):
         process = re.match(r"\d+", stale[len(prefix):])
         if process and not is_running(int(process[0])):
-            with (contextlib.suppress(OSError), open(os.path.join(stale, "lock"), "r+") as lock):
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(stale)
+            with (contextlib.suppress(OSError), open(os.path.join(stale, "lock"), "r+") as file):
+                if lock(file):
+                    shutil.rmtree(stale)
     with tempfile.TemporaryDirectory(prefix=f"wavinwav-{os.getpid()}-") as folder:
-        with open(os.path.join(folder, "lock"), "w") as lock:
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.lockf(lock, fcntl.LOCK_EX)
+        with open(os.path.join(folder, "lock"), "w") as file:
+            lock(file)
             yield folder
 
 
 @contextlib.contextmanager
 def standard_streams(inputs, output):
-    """The paths to use for these paths, of which `-` is the standard input or output, and a folder
-    for temporary files. Raises StegoError."""
+    """Gives the paths to use for `inputs` and `output`, in which `-` is a standard stream, and a
+    folder for temporary files. Raises StegoError."""
     if "-" in inputs and sys.stdin is None or output == "-" and sys.stdout is None:
         closed = "input" if "-" in inputs and sys.stdin is None else "output"
-        raise StegoError(f"the standard {closed} is closed; give a file's name in the place of -")
+        raise StegoError(f"the standard {closed} is closed; give the name of a file instead of -")
     with private_folder() as folder:
         paths = [os.path.join(folder, "stdin") if path == "-" else path for path in inputs]
         if "-" in inputs:

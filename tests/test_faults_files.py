@@ -130,7 +130,7 @@ def test_recordings_of_unknown_length(folder, sizes, noted):
     sizes = [size - 1 if size >= 1 << 31 else size for size in sizes]
     patched(folder, "open.wav", _4=sizes[0], _40=sizes[1])
     code, out, err = run(folder, "hide", "open.wav", "secret.wav", "-o", "out.wav")
-    assert code == 0 and ("note: open.wav is of an interrupted recording" in err) == noted
+    assert code == 0 and ("note: open.wav is an interrupted recording" in err) == noted
     assert soundfile.info(folder / "out.wav").frames == 16000
 
 
@@ -139,7 +139,7 @@ def test_a_pad_byte_that_lacks(folder):
     content = (folder / "odd.wav").read_bytes()
     (folder / "odd.wav").write_bytes(content[:-1])
     code, _, err = run(folder, "hide", "odd.wav", "secret.wav", "-o", "out.wav")
-    assert code == 0 and "note: odd.wav lacks its last byte" in err
+    assert code == 0 and err == "", "no sample is missing"
     (folder / "odd.wav").write_bytes(content[:-2])
     refused(folder, ("hide", "odd.wav", "secret.wav", "-o", "other.wav"), "odd.wav is cut")
 
@@ -315,7 +315,7 @@ def test_standard_input_that_is_closed(folder):
     done = subprocess.run(["bash", "-c", command + " <&-"], cwd=folder, capture_output=True,
                           text=True)
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr == ("error: the standard input is closed; give a file's name in the place "
+    assert done.stderr == ("error: the standard input is closed; give the name of a file instead "
                            "of -\n")
 
 

@@ -1,0 +1,156 @@
+"""Sound files opened for reading, where libsndfile alone would misread them.
+
+It guesses the length of MP3 files, reads a file that is cut off without an error, finds nothing in
+a WAV file whose recording was interrupted, and lets libmpg123 print warnings. IRCAM, PVF, XI, and
+PAF of 8 or 16 bits store no length: there, a file that is cut off passes as whole.
+"""
+
+import contextlib
+import io
+import os
+import re
+import stat
+import threading
+
+import numpy as np
+import soundfile
+
+from files import mp3
+from files.command import StegoError
+
+UNKNOWN = 1 << 62  # libsndfile's number of frames is larger where a FLAC header has none
+LARGEST = 16  # magnitude of samples, 24 dB above full scale; larger ones are on another scale
+_quiet_lock = threading.Lock()
+
+
+class Reader(soundfile.SoundFile):
+    """A sound file. `head`: its first bytes; `cut`: whether it is an MP3 file that is cut off;
+    `unfinished`: whether its header has no length because the recording was interrupted."""
+
+    def __init__(self, raw, cut=False, unfinished=False):
+        self.raw, self.head, self.cut, self.unfinished = raw, raw.read(4096), cut, unfinished
+        raw.seek(0)
+        with quiet():
+            super().__init__(raw)
+
+    def seekable(self):
+        """No: else `read` would seek, which fails at the end of a FLAC of unknown length."""
+        return False
+
+    def read(self, *args, **kwargs):
+        with quiet() if self.subtype.startswith("MPEG") else contextlib.nullcontext():
+            return super().read(*args, **kwargs)
+
+    def close(self):
+        super().close()
+        self.raw.close()
+
+    def detach(self):
+        """Close this, but not the file object, which is returned at its beginning."""
+        raw, self.raw = self.raw, io.BytesIO()
+        self.close()
+        raw.seek(0)
+        return raw
+
+
+def open_audio(source, name=None):
+    """A Reader of a path or a binary file object, called `name` in messages. Raises StegoError if
+    it is not a usable audio file."""
+    name = name or source
+    try:
+        file = Reader(source if hasattr(source, "read") else _open(source, name))
+        if file.subtype == "MPEG_LAYER_III":
+            file = Reader(*mp3.with_length(file.detach()))
+        elif not file.frames and (at := file.head.find(b"data\0\0\0\0")) >= 0:
+            head, raw = file.head[:at + 4] + b"\xff\xff\xff\xff", file.detach()  # up to the end
+            end = raw.seek(0, os.SEEK_END)
+            file = Reader(mp3.spliced(head, raw, at + 8, end), unfinished=True)
+    except FileNotFoundError as error:
+        raise StegoError(f"{name} does not exist; give a sound file") from error
+    except (soundfile.LibsndfileError, OSError) as error:
+        reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or error
+        raise StegoError(f"{name} cannot be read as audio ({reason}); "
+                         "give a WAV, FLAC, OGG or MP3 file") from error
+    except ValueError as error:
+        raise StegoError(f"{name} {error}; convert it to WAV") from error
+    if not file.frames:
+        raise StegoError(f"{name} has no samples; give a file with sound in it")
+    return file
+
+
+def _open(path, name):
+    kind = os.stat(path).st_mode
+    if stat.S_ISDIR(kind):
+        raise StegoError(f"{name} is a folder; give a sound file")
+    if not stat.S_ISREG(kind):
+        raise StegoError(f"{name} is a pipe or a device, not a file; give -, and pipe it into the "
+                         "standard input")
+    return open(os.open(path, os.O_RDONLY), "rb")  # without a name, whose end soundfile would heed
+
+
+def length(file):
+    """Frames of a Reader, also of a FLAC whose header has no length."""
+    if file.frames < UNKNOWN:
+        return file.frames
+    place, low, high = file.raw.tell(), 0, 1 << 36  # FLAC's limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        file.raw.seek(0)
+        probe = Reader(file.raw)  # a new one, as one whose seek has failed can never seek again
+        try:
+            probe.seek(middle - 1)
+            low = middle
+        except soundfile.LibsndfileError:
+            high = middle - 1
+        probe.detach()
+    file.raw.seek(place)
+    return low
+
+
+def check_whole(file, name):
+    """Raises StegoError if audio is missing at the end of a Reader's file."""
+    log = file.extra_info
+    words = "ile seems to be truncated|a truncated file|lacks an end-of-stream"
+    cut = file.cut or re.search(words, log)
+    sizes = re.findall(r"^ *(?:data|SSND|BODY|Data \w+) *:? (\d+) \(?should be (\d+)", log, re.M)
+    claims = [(int(size), int(there)) for size, there in sizes]
+    if file.format in ("AVR", "MAT5", "MPC2K", "NIST", "RF64"):  # libsndfile has no log of NIST
+        log += file.head[:1024].decode("latin-1")
+        counts = re.findall(r"(?:Frames +:|Cols :|sample_count -i) (\d+)", log)
+        claims += [(int(count), file.frames) for count in counts]
+    if file.format == "W64":
+        for align, size in re.findall(r"Block Align +: (\d+)\n(?:.*\n)*?data : (\d+)", log):
+            claims.append(((int(size) - 24) // int(align), file.frames))
+    for claim, there in claims:
+        # Encoders that do not know the length write almost 2 ** 31 or 2 ** 32.
+        cut = cut or claim > there and not 0x7FFFF000 <= claim < 1 << 32
+    if cut:
+        raise StegoError(f"{name} is cut off: audio is missing at its end; get the whole file, or "
+                         "convert what is left to WAV")
+
+
+def check_range(x, name):
+    """The largest magnitude in a floating-point array, full scale 1. Raises StegoError for NaN,
+    infinity, and samples so large that they must be on another scale."""
+    peak = np.abs(x).max(initial=0)
+    if not np.isfinite(peak):
+        raise StegoError(f"{name} has samples that are NaN or infinite; repair or re-export it")
+    if peak > LARGEST:
+        raise StegoError(f"{name} has samples of {peak:.4g} times full scale; divide them so that "
+                         "full scale is 1")
+    return peak
+
+
+@contextlib.contextmanager
+def quiet():
+    """Discard what libmpg123 prints on stderr."""
+    with _quiet_lock:  # or one thread would restore the null device of another
+        stderr = os.dup(2)
+        try:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 2)
+            os.close(null)
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
