@@ -5,7 +5,8 @@
 
 A segment is 512 samples, whose cells have one width (see widths.py). Four consecutive samples of
 it, its label, state the width in cells of 3; each of the others holds one digit, or nothing where
-the width is 1. The cipher decides where the label begins, and what is added to it.
+the width is 1. The cipher decides where the label begins, and what is added to it. A segment of
+zeros has no label: its width is 1.
 
 Shapes: n samples of a part, N segments, W words.
 """
@@ -70,8 +71,10 @@ def write_words(words: Tensor, cover: Tensor, widths: Tensor, cipher: Cipher, pa
         stego.index_copy_(0, where, after.to(cover.dtype))
 
     added, first = label_secrets(len(widths), cipher, part)
-    label = ((widths + added) % len(WIDTHS))[:used, None] // 3 ** torch.arange(LABEL) % 3
-    put(label, 3, positions(torch.arange(used), first, 0, LABEL))
+    labelled = (widths > 0) | ~silent_segments(cover)
+    labelled = labelled[:used].nonzero()[:, 0]
+    label = ((widths + added) % len(WIDTHS))[labelled, None] // 3 ** torch.arange(LABEL) % 3
+    put(label, 3, positions(labelled, first, 0, LABEL))
     shifts = digit_shifts(len(widths), cipher, part)
     for width, segments in by_width(widths[:used]):
         index = starts[segments, None] + torch.arange(room_for(width))
@@ -87,7 +90,7 @@ def read_words(stego: Tensor, cipher: Cipher, part: int) -> tuple[Tensor, Tensor
     added, first = label_secrets(count, cipher, part)
     label = stego[positions(torch.arange(count), first, 0, LABEL)].view(-1, LABEL)
     label = (coupling.inverse(label, 0, 3)[1] * 3 ** torch.arange(LABEL)).sum(1)
-    widths = (label - added) % len(WIDTHS)
+    widths = ((label - added) % len(WIDTHS)).masked_fill(silent_segments(stego), 0)
     starts = word_starts(widths)
     words = torch.zeros(int(starts[-1]), dtype=torch.long)
     shifts = digit_shifts(count, cipher, part)
@@ -114,6 +117,12 @@ def by_width(widths: Tensor) -> Iterator[tuple[int, Tensor]]:
         segments = (widths == index).nonzero()[:, 0]
         for some in segments.split(SAMPLES_AT_ONCE // SEGMENT):
             yield WIDTHS[index], some
+
+
+def silent_segments(samples: Tensor) -> Tensor:
+    """Which segments of a part [n] are all zeros [N]. Where nothing is hidden in digital silence,
+    there is no label either, which would be the only trace of a change."""
+    return ~samples[:len(samples) // SEGMENT * SEGMENT].view(-1, SEGMENT).any(1)
 
 
 def label_secrets(count: int, cipher: Cipher, part: int) -> tuple[Tensor, Tensor]:

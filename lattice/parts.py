@@ -84,11 +84,14 @@ class LatticeMethod:
         """Hide a part of a secret, in units of 16-bit PCM [S, C], in its part of the cover [n], in
         cells of these widths. Returns the stego [n], and what `reveal_part` will return. Raises
         ValueError if there is no room."""
-        if not len(secret):
-            return cover.clone(), secret.double()
         starts = word_starts(widths)
-        mode, streams, decoded = fit(self.model, secret, header.setting, int(starts[-1]), shaping)
-        words = join_streams(mode, streams, starts, cipher, part.index)
+        room, words, decoded = int(starts[-1]), torch.zeros(0, dtype=torch.long), secret.double()
+        if len(secret):
+            mode, streams, decoded = fit(self.model, secret, header.setting, room, shaping)
+            words = join_streams(mode, streams, starts, cipher, part.index)
+        if cipher.keyed:  # the number of changed samples must not show how much is hidden
+            filling = cipher.words(b"filling %d\0" % part.index, room - len(words))
+            words = torch.cat([words, filling])
         return write_words(words, cover, widths, cipher, part.index, depth), decoded
 
     def measure(self, header, cipher, written, secret):
@@ -187,16 +190,20 @@ def join_streams(mode: Mode, streams: list[Tensor], starts: Tensor, cipher: Ciph
 def split_streams(words: Tensor, starts: Tensor, cipher: Cipher, part: int, blocks: int, least: int
                   ) -> tuple[Mode, list[Tensor | None]]:
     """Inverse of `join_streams`: the mode, and the words of each block, at least `least`, or None
-    where they were changed."""
+    where they were changed. Raises Damaged for blocks that share words, whose copies could take any
+    amount of memory."""
     size = 1 + 3 * blocks
     table = functional.pad(words[:size], (0, max(0, size - len(words))))
     first, *table = (table ^ cipher.words(b"words %d 0\0" % part, size)).tolist()
-    streams = []
+    streams, taken = [], torch.zeros(len(words), dtype=torch.bool)
     for i, (start, count, check) in enumerate(zip(table[::3], table[1::3], table[2::3])):
         first_word = int(starts[min(start >> 12, len(starts) - 1)]) + (start & 0xFFF)
         stream = words[first_word:first_word + count]
         stream = stream ^ cipher.words(b"words %d %d\0" % (part, i + 1), len(stream))
         intact = len(stream) >= least and _checksum(stream, first) == check
+        if intact and taken[first_word:first_word + count].any():
+            raise Damaged("its blocks overlap")
+        taken[first_word:first_word + count] |= intact
         streams.append(stream if intact else None)
     return Mode.unpack(first), streams
 

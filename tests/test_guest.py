@@ -42,3 +42,10 @@ def test_its_models_are_refused_in_one_line(copy, tmp_path):
     assert code and out == "" and len(err.splitlines()) == 1
     assert err.startswith("error: ") and "lattice.pt needs the folder lattice/" in err
     assert not os.listdir(tmp_path)
+
+
+def test_the_table(copy):
+    code, out, err = run(copy, "evaluate.py", "--cover", COVER, "--secret", SECRET,
+                         "--no_perceptual")
+    assert code == 0 and "Traceback" not in err, err
+    assert "INN, 48 dB" in out and "robust" in out and "lattice" not in out
