@@ -196,7 +196,7 @@ class ScaleSubnet(nn.Module):
         super().__init__()
         self.clamp = config.clamp
         self.first = nn.Conv2d(phases, config.growth, (3, 7), padding="same", bias=False)
-        self.band = nn.Parameter(0.1 * torch.randn(config.growth, 1, config.carriers))
+        self.band = nn.Parameter(torch.randn(config.growth, 1, config.carriers).mul_(0.1))
         self.last = nn.Conv2d(config.growth, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
