@@ -32,3 +32,10 @@ def fixed_nonce(monkeypatch):
     """A key's nonces come from a seed, in this process: a score that depends on them is the same in
     every run. (No parameter gives them: two files of one nonce would betray each other.)"""
     monkeypatch.setattr(os, "urandom", random.Random(0).randbytes)
+
+
+@pytest.fixture
+def paths(tmp_path):
+    """{name: path} of a pair of voices in `tmp_path`, as evaluate.py writes it."""
+    from helpers import pair_files
+    return pair_files(tmp_path)

@@ -27,6 +27,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from evaluation import scores
 from evaluation.attacks import attack_pair, unavailable_attacks
 from evaluation.baselines import (
     HERE,
@@ -40,17 +41,6 @@ from evaluation.baselines import (
     our_system,
 )
 from evaluation.page import PLOT_FORMATS, plot_pair, write_page
-from evaluation.scores import (
-    COLUMNS,
-    DIGITS,
-    need,
-    print_table,
-    score_pair,
-    signal,
-    speaker_encoder,
-    write_csv,
-    write_pair,
-)
 from evaluation.steganalysis import print_detections, steganalysis, systems_to_detect
 from files import sound
 from files.checkpoint import temporary_name
@@ -79,43 +69,45 @@ def compare(args, folder: str):
     systems = all_systems(models, args.snr)
     defaults = {label: our_system(model, label) for label, model in models.items()}
     if args.plot:
-        plot_pair(args.plot, next(iter(defaults.values())), write_pair(folder, *pairs[0], rate))
+        paths = scores.write_pair(folder, *pairs[0], rate)
+        plot_pair(args.plot, next(iter(defaults.values())), paths)
 
     def score(number):
         """Of one pair, {system or bound: scores} and {attack: scores of all models}."""
-        paths = write_pair(tempfile.mkdtemp(dir=folder), *pairs[number], rate)
-        cover, secret = signal(paths["cover"]), signal(paths["secret"])
-        scores, attacked = {}, collections.defaultdict(dict)
+        paths = scores.write_pair(tempfile.mkdtemp(dir=folder), *pairs[number], rate)
+        cover, secret = (scores.signal(paths[name]) for name in ("cover", "secret"))
+        results, attacked = {}, collections.defaultdict(dict)
         for system in systems:
             torch.manual_seed(args.seed)
-            values = score_pair(system, paths, not args.no_perceptual)
+            values = scores.score_pair(system, paths, not args.no_perceptual)
             if values:
                 values["below bound"] = (bound(cover, secret, values["stego SNR"])
                                          - values["secret SNR"])
-            scores[system.name] = values
+            results[system.name] = values
         for snr in args.snr:
-            scores[f"bound, {snr:g} dB"] = {"stego SNR": snr,
-                                            "secret SNR": bound(cover, secret, snr)}
+            results[f"bound, {snr:g} dB"] = {"stego SNR": snr,
+                                             "secret SNR": bound(cover, secret, snr)}
         if args.attacks:
             for label, model in models.items():
                 seed = args.seed + 1000 * number
-                for attack, values in attack_pair(model, defaults[label], paths, seed,
-                                                  not args.no_perceptual).items():
+                left = attack_pair(model, defaults[label], paths, seed, not args.no_perceptual)
+                for attack, values in left.items():
                     attacked[attack] |= {f"{label} {name}": x for name, x in values.items()}
-        return scores, dict(attacked)
+        return results, attacked
 
-    results = list(in_order(score, range(len(pairs)), "pair"))
-    tables = {name: {row: [result[i][row] for result in results] for row in results[0][i]}
-              for i, name in enumerate(("systems", "attacks"))}
-    print_table(tables["systems"], COLUMNS)
+    found = zip(*in_order(score, range(len(pairs)), "pair"))
+    tables = {name: {row: [rows[row] for rows in of_pairs] for row in of_pairs[0]}
+              for name, of_pairs in zip(("systems", "attacks"), found)}
+    scores.print_table(tables["systems"], scores.COLUMNS)
     if args.attacks:
         tell("", sys.stdout)
         tell("secret after the stego was changed; lost: nothing could be revealed, counts as 0",
              sys.stdout)
-        print_table(tables["attacks"], {f"{label} {name}": DIGITS[name] for label in models
-                                        for name in ("SNR", "STOI")})
+        columns = {f"{label} {name}": scores.DIGITS[name]
+                   for label in models for name in ("SNR", "STOI")}
+        scores.print_table(tables["attacks"], columns)
     if args.csv:
-        write_csv(args.csv, tables)
+        scores.write_csv(args.csv, tables)
 
 
 def detect_stegos(args, folder: str):
@@ -128,7 +120,7 @@ def detect_stegos(args, folder: str):
     tables = steganalysis(systems, train_pairs, pairs, rate, args.seed, folder)
     print_detections(tables)
     if args.csv:
-        write_csv(args.csv, tables)
+        scores.write_csv(args.csv, tables)
 
 
 def make_page(args):
@@ -259,16 +251,16 @@ def check_before_work(args):
         check_output(args.csv)
     if args.page:
         if os.path.isfile(args.page):
-            raise StegoError(f"{args.page} cannot be written: it is no folder; give another name")
+            raise StegoError(f"{args.page} is a file; give a folder")
         there = os.path.isdir(args.page)
         check_output(os.path.join(args.page, "index.html") if there else args.page)
     elif not (args.no_perceptual or args.steganalysis):
-        need("pesq", "pystoi")
-        if not speaker_encoder():
+        scores.need("pesq", "pystoi")
+        if not scores.speaker_encoder():
             sound.note("no speaker similarity: resemblyzer is not installed: "
                        "pip install -r requirements-eval.txt")
     if args.plot or args.page:
-        need("matplotlib.figure")
+        scores.need("matplotlib.figure")
     if args.attacks and unavailable_attacks():
         sound.note(f"left out: {', '.join(unavailable_attacks())}; AAC needs the program ffmpeg, "
                    "MP3 libsndfile 1.1")
@@ -280,7 +272,7 @@ def check_output(path: str, endings: tuple[str, ...] = ()):
         raise StegoError(f"{path} cannot be written: give a name that ends in "
                          f"{', '.join(endings[:-1])} or {endings[-1]}")
     if os.path.exists(path) and not os.path.isfile(path):
-        raise StegoError(f"{path} cannot be written: it is no file; give another name")
+        raise StegoError(f"{path} cannot be written: it is not a file; give another name")
     temporary = temporary_name(path)
     try:
         with open(temporary, "xb"):

@@ -103,13 +103,13 @@ def lsd(reference: Tensor, estimate: Tensor) -> float:
 
 
 def need(*names: str) -> list:
-    """Import optional packages, or exit with one line that says how to install them."""
+    """Import optional packages. Raises StegoError, which says how to install them."""
     try:
         return [importlib.import_module(name) for name in names]
     except ImportError as error:
-        sys.exit(f"{error.name.split('.')[0]} is not installed: "
-                 "pip install -r requirements-eval.txt"
-                 + (", or give --no_perceptual" if "pesq" in names else ""))
+        raise StegoError(f"{error.name.split('.')[0]} is not installed: "
+                         "pip install -r requirements-eval.txt"
+                         + (", or give --no_perceptual" if "pesq" in names else "")) from error
 
 
 def pesq(reference: Tensor, estimate: Tensor, rate: int) -> float:

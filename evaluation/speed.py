@@ -14,12 +14,17 @@ import numpy as np
 from evaluation.baselines import HERE
 from files import sound
 
-# Run a command and print the peak KiB of its largest process. Linux counts the parent's memory too,
-# so the parent has to be small.
+# Run a command and print the peak KiB of its largest process, 0 on Windows. Linux counts the
+# parent's memory too, so the parent has to be small.
 PEAK = """
-import resource, subprocess, sys
+import subprocess, sys
 subprocess.run([sys.executable, *sys.argv[1:]], check=True, stdout=subprocess.DEVNULL)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+try:
+    import resource
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+except ImportError:
+    peak = 0
+print(peak // 1024 if sys.platform == "darwin" else peak)
 """
 
 

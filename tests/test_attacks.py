@@ -14,11 +14,6 @@ from files import sound
 from helpers import INN, LATTICE, ROBUST, pair_files, voice
 
 
-@pytest.fixture
-def paths(tmp_path):
-    return pair_files(tmp_path)
-
-
 def test_inn(paths):
     model = stego.load_model(INN)
     scores = attacks.attack_pair(model, our_system(model, "INN"), paths, 0, perceptual=False)

@@ -16,11 +16,6 @@ from helpers import INN, pair_files, voice
 from wavinwav import lapped
 
 
-@pytest.fixture
-def paths(tmp_path):
-    return pair_files(tmp_path)
-
-
 def run(system, paths):
     """Samples of cover, secret, stego and revealed secret, read from their files."""
     system.hide(paths["cover"], paths["secret"], paths["stego"])
@@ -47,11 +42,7 @@ def test_lsb(paths, bits):
     assert np.abs(hidden - cover).max() <= 2 ** bits / 2
     assert np.abs(revealed - secret).max() <= 2 ** (16 - bits) / 2
     assert not revealed[np.abs(secret) < 2 ** (15 - bits)].any(), "mid-tread: silence is silence"
-
-
-@pytest.mark.parametrize("bits", [4, 6, 8])
-def test_lsb_does_not_wrap_around_at_full_scale(paths, bits):
-    for name in ("cover", "secret"):
+    for name in ("cover", "secret"):  # nothing wraps around at full scale
         soundfile.write(paths[name], np.array([32767, -32768] * 500, np.int16), 16000)
     _, secret, _, revealed = run(baselines.lsb(bits), paths)
     assert np.abs(secret - revealed).max() <= 2 ** (16 - bits)

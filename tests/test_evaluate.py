@@ -12,13 +12,8 @@ import pytest
 import soundfile
 
 import evaluate
-from evaluation import baselines
-from helpers import INN, ROOT, pair_files, voice
-
-
-@pytest.fixture
-def paths(tmp_path):
-    return pair_files(tmp_path)
+from evaluation import baselines, scores
+from helpers import INN, ROOT, voice
 
 
 def run(*words):
@@ -75,35 +70,45 @@ def test_missing_packages_are_named_in_one_line(monkeypatch, paths):
     for name in ("pesq", "pystoi", "matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)  # importing it fails
     for more in ([], ["--no_perceptual", "--plot", "x.png"]):
-        message = "^[a-z]+ is not installed: pip install -r requirements-eval.txt"
+        message = "^error: [a-z]+ is not installed: pip install -r requirements-eval.txt"
         with pytest.raises(SystemExit, match=message):
             run("--cover", paths["cover"], "--secret", paths["secret"], "--model", INN, *more)
 
 
+def test_speaker_similarity_is_optional(monkeypatch, paths, capsys):
+    pytest.importorskip("pesq")
+    pytest.importorskip("pystoi")
+    monkeypatch.setitem(sys.modules, "resemblyzer", None)
+    scores.speaker_encoder.cache_clear()
+    run("--cover", paths["cover"], "--secret", paths["secret"], "--model", INN)
+    out, err = capsys.readouterr()
+    assert "resemblyzer is not installed: pip install" in err and "similarity" not in out
+    scores.speaker_encoder.cache_clear()
+
+
 @pytest.mark.parametrize("flag, name, reason", [
-    ("--csv", "folder", "it is no file"),
-    ("--plot", "folder.png", "it is no file"),
-    ("--csv", "none/t.csv", "No such file or directory"),
-    ("--page", "none/listen", "No such file or directory"),
-    ("--csv", "file/t.csv", "Not a directory"),
-    ("--page", "file/listen", "Not a directory"),
-    ("--page", "file", "it is no folder"),
-    ("--csv", 300 * "x", "File name too long"),
-    ("--plot", "p.bmp", "a name that ends in .png, .svg or .pdf"),
-    ("--plot", "p", "a name that ends in .png, .svg or .pdf")])
-def test_unwritable_outputs_are_refused_before_the_work(tmp_path, flag, name, reason):
-    """The work would fail first, because there is no cover."""
-    (tmp_path / "folder").mkdir()
+    ("--csv", "folder.png", "{} cannot be written: it is not a file"),
+    ("--plot", "folder.png", "{} cannot be written: it is not a file"),
+    ("--csv", "none/t.csv", "{} cannot be written (No such file or directory)"),
+    ("--page", "none/listen", "{} cannot be written (No such file or directory)"),
+    ("--csv", "file/t.csv", "{} cannot be written (Not a directory)"),
+    ("--page", "file/listen", "{} cannot be written (Not a directory)"),
+    ("--page", "file", "{} is a file; give a folder"),
+    ("--csv", 300 * "x", "{} cannot be written (File name too long)"),
+    ("--plot", "p.bmp", "{} cannot be written: give a name that ends in .png, .svg or .pdf"),
+    ("--plot", "p", "{} cannot be written: give a name that ends in .png, .svg or .pdf"),
+    ("--csv", "file", "none.wav does not exist")])
+def test_outputs_are_checked_before_the_work(tmp_path, flag, name, reason):
+    """There is no cover, so that the work fails: existing files are left as they were."""
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").write_text("as it was")
-    there = sorted(os.listdir(tmp_path))
-    path = tmp_path / name
     with pytest.raises(SystemExit) as caught:
-        run("--cover", "none.wav", "--secret", "none.wav", "--no_perceptual", flag, path)
+        run("--cover", "none.wav", "--secret", "none.wav", "--no_perceptual", flag,
+            tmp_path / name)
     message = caught.value.code
-    assert message.startswith(f"error: {path} cannot be written") and reason in message
+    assert message.startswith("error: " + reason.format(tmp_path / name))
     assert len(message.splitlines()) == 1
-    assert sorted(os.listdir(tmp_path)) == there
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder.png"]
     assert (tmp_path / "file").read_text() == "as it was"
 
 
@@ -112,14 +117,6 @@ def test_a_read_only_folder(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(SystemExit, match="cannot be written .Permission denied."):
         run("--cover", "none.wav", "--secret", "none.wav", "--csv", tmp_path / "t.csv")
-
-
-def test_outputs_are_untouched_by_a_failed_run(tmp_path):
-    (tmp_path / "t.csv").write_text("as it was")
-    with pytest.raises(SystemExit, match="none.wav does not exist"):
-        run("--cover", "none.wav", "--secret", "none.wav", "--no_perceptual",
-            "--csv", tmp_path / "t.csv")
-    assert os.listdir(tmp_path) == ["t.csv"] and (tmp_path / "t.csv").read_text() == "as it was"
 
 
 def command(paths, *more):
