@@ -62,9 +62,8 @@ def open_audio(source, name=None):
         if file.subtype == "MPEG_LAYER_III":
             file = Reader(*mp3.with_length(file.detach()))
         elif not file.frames and (at := file.head.find(b"data\0\0\0\0")) >= 0:
-            head, raw = file.head[:at + 4] + b"\xff\xff\xff\xff", file.detach()  # up to the end
-            end = raw.seek(0, os.SEEK_END)
-            file = Reader(mp3.spliced(head, raw, at + 8, end), unfinished=True)
+            head = file.head[:at + 4] + b"\xff\xff\xff\xff"  # up to the end
+            file = Reader(mp3.copied(head, file.detach(), at + 8), unfinished=True)
     except FileNotFoundError as error:
         raise StegoError(f"{name} does not exist; give a sound file") from error
     except (soundfile.LibsndfileError, OSError) as error:
@@ -136,7 +135,7 @@ def check_range(x, name):
     if not np.isfinite(peak):
         raise StegoError(f"{name} has samples that are NaN or infinite; repair or re-export it")
     if peak > LARGEST:
-        raise StegoError(f"{name} has samples of {peak:.4g} times full scale; divide them so that "
+        raise StegoError(f"{name} has samples of {peak:.0f} times full scale; divide them so that "
                          "full scale is 1")
     return peak
 

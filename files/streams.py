@@ -18,15 +18,12 @@ except ImportError:  # Windows
 
 
 def lock(file):
-    """Lock an open file until it is closed: True, or False if files cannot be locked here. Raises
-    OSError if another process has locked it."""
-    try:
+    """Whether an open file is now locked, until it is closed. It is not if another process has
+    locked it, or files cannot be locked here."""
+    with contextlib.suppress(OSError, AttributeError):
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
-    except (BlockingIOError, PermissionError):
-        raise
-    except (OSError, AttributeError):  # a file system, or a system, without locks
-        return False
+    return False
 
 
 @contextlib.contextmanager
