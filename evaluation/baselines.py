@@ -40,8 +40,7 @@ INN_SNRS = 42, 45, 48, 51
 class System(NamedTuple):
     """One row of a table. Both functions take paths, and raise StegoError if it is not possible."""
 
-    name: str
-    family: str  # shared by systems that differ in their settings
+    name: str  # what it is, a comma, its settings
     hide: Callable  # (cover, secret, stego)
     reveal: Callable  # (stego, revealed)
 
@@ -101,7 +100,7 @@ def our_system(model, label: str, snr: float | None = None, bits: int | None = N
 
     setting = f", {bits} bits" if bits else "" if snr is None else f", {snr:g} dB"
     setting += "" if masking is None else f", masking {masking:g}"
-    return System(label + setting, label, hide, reveal)
+    return System(label + setting, hide, reveal)
 
 
 def fixed_bits_snr(cover: np.ndarray, bits: int) -> float:
@@ -114,7 +113,7 @@ def fixed_bits_snr(cover: np.ndarray, bits: int) -> float:
 
 # ---------------------------------------------------------------- baselines
 
-def on_files(name: str, family: str, hide: Callable, reveal: Callable) -> System:
+def on_files(name: str, hide: Callable, reveal: Callable) -> System:
     """A System from hide(cover, secret, rate) and reveal(stego, rate) on samples [T]."""
     def hide_file(cover_path, secret_path, stego_path):
         cover, rate = samples(cover_path)
@@ -125,7 +124,7 @@ def on_files(name: str, family: str, hide: Callable, reveal: Callable) -> System
         hidden, rate = samples(stego_path)
         sound.write_audio(revealed_path, reveal(hidden, rate).astype(np.int16), rate)
 
-    return System(name, family, hide_file, reveal_file)
+    return System(name, hide_file, reveal_file)
 
 
 def embed(cover: np.ndarray, values: np.ndarray, bits: int) -> np.ndarray:
@@ -144,7 +143,7 @@ def plus_minus(change: int = 1) -> System:
         return (cover + change * (2 * steps - 1)).clip(-32768, 32767)
 
     name = f"±{change} everywhere" if change else "nothing"
-    return on_files(name, "control", hide, lambda hidden, rate: np.zeros(len(hidden)))
+    return on_files(name, hide, lambda hidden, rate: np.zeros(len(hidden)))
 
 
 def lsb(bits: int) -> System:
@@ -159,7 +158,7 @@ def lsb(bits: int) -> System:
     def reveal(hidden, rate):
         return (hidden % (2 * half) - half) * step
 
-    return on_files(f"LSB, {bits} bit{'s' * (bits > 1)}", "LSB", hide, reveal)
+    return on_files(f"LSB, {bits} bit{'s' * (bits > 1)}", hide, reveal)
 
 
 def frequency_chop() -> System:
@@ -184,7 +183,7 @@ def frequency_chop() -> System:
         low = spectrum(hidden)[:, 64:]
         return waveform(torch.cat([low, torch.zeros_like(low)], 1), np.zeros(len(hidden) % 128))
 
-    return on_files("frequency chop", "frequency chop", hide, reveal)
+    return on_files("frequency chop", hide, reveal)
 
 
 def encode_opus(x: np.ndarray, rate: int, kbps: float) -> bytes:
@@ -242,7 +241,7 @@ def opus(kbps: float) -> System:
                 return sound.to_pcm(decode_opus(content[4:4 + size], rate, len(hidden)))
         raise StegoError("the file carries no Ogg file")
 
-    return on_files(f"Opus, {kbps} kbit/s", "Opus in LSBs", hide, reveal)
+    return on_files(f"Opus, {kbps} kbit/s", hide, reveal)
 
 
 # ---------------------------------------------------------------- upper bound

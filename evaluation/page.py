@@ -32,12 +32,12 @@ RANGE = 80  # dB from the loudest, which is black, to white
 GREYS = 16  # few, so that files are small
 PLOT_FORMATS = ".png", ".svg", ".pdf"
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "page.html")
-NOTES = {  # on a system's family
+NOTES = {  # on systems, by the start of their name
     "INN": "The invertible network, the default model.",
     "robust": "The invertible network with wide cells, for stegos that will be changed.",
     "lattice": "The entropy coder on an integer lattice.",
     "LSB": "The secret's top bits take the place of the cover's low bits.",
-    "Opus in LSBs": "An Opus file of the secret in the cover's low bits.",
+    "Opus": "An Opus file of the secret in the cover's low bits.",
 }
 
 
@@ -80,7 +80,8 @@ def section(work: str, cover: str, secret: str, stem: str, system: System, perce
              "revealed": f"{stem}-revealed"}
     paths = {name: os.path.join(work, f"{files[name]}.flac") for name in NAMES}
     scores = score_pair(system, paths, perceptual)
-    lines = [f"<h3>{html.escape(system.name)}</h3>", f"<p>{NOTES.get(system.family, '')}</p>"]
+    note = NOTES.get(system.name.split(",")[0], "")
+    lines = [f"<h3>{html.escape(system.name)}</h3>", f"<p>{note}</p>"]
     if not scores:
         return "\n".join([*lines, "<p>It cannot hide this secret.</p>"])
     captions = {"cover": f"Cover: {cover}", "stego": "Stego", "secret": f"Secret: {secret}",

@@ -16,7 +16,7 @@ from training.noise import gaussian
 class Copy:
     """Uses the cover as the stego, and reveals it."""
 
-    name = family = "copy"
+    name = "copy"
 
     def hide(self, cover_path, secret_path, stego_path):
         sound.write_audio(stego_path, soundfile.read(cover_path, dtype="int16")[0], 16000)
