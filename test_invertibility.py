@@ -12,10 +12,10 @@ from wavinwav import NARROWEST, SHORTEST, Config, Setting, build
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 PAPER, LAPPED = Config.paper(blocks=3, growth=8), Config.lapped()
-CONFIGS = [PAPER, Config.paper(blocks=3, growth=8, kernel=3, squeeze=8), LAPPED,
+CONFIGS = [PAPER, Config.paper(blocks=3, growth=8, kernel=3, bands=8), LAPPED,
            Config.lapped(bands=48, carriers=40, reserve=0.1)]
 for_each_config = pytest.mark.parametrize("config", CONFIGS,
-                                          ids=["paper", "squeeze", "lapped", "reserve"])
+                                          ids=["paper", "bands", "lapped", "reserve"])
 
 
 def randomised(config, dtype=torch.float32):

@@ -4,7 +4,7 @@
     python train.py --data_dir DIR --out_dir runs/lapped --resume   # go on with a stopped run
     python train.py --data_dir DIR --preset lattice                 # the lattice's coder, minutes
     python train.py --data_dir DIR --preset paper                   # the paper's network and losses
-    python train.py --data_dir DIR --preset squeezed                # its blocks, where they learn
+    python train.py --data_dir DIR --preset bands                   # its blocks, where they learn
     python train.py --data_dir DIR --init_from MODEL --adversarial  # start from a model's weights
     python train.py --data_dir DIR --preset paper --robust_from MODEL --noise gaussian,resample:3/4
     torchrun --nproc_per_node 8 train.py --data_dir DIR             # one process a GPU
@@ -55,8 +55,9 @@ PRESETS = {  # configuration, objective, and values for flags that have no other
         steps=570000, batch_size=4, lr=1e-4, schedule="decay", warmup=0, clip=1.0, gain=0.0,
         recompute=True, w_stego=2.0, w_cover=1.0, w_secret=1.0, w_z=10.0, wave=1.0, stft=1.0,
         snr=0.0, snr_ceiling=40.0)),
-    "squeezed": (functools.partial(Config.paper, blocks=6, kernel=5, squeeze=8), Objective, dict(
-        steps=2000, batch_size=8, crop=0.25, lr=3e-3, schedule="cosine", warmup=50, clip=1.0,
+    "bands": (functools.partial(Config.paper, blocks=6, growth=48, kernel=3, bands=32), Objective,
+              dict(
+        steps=2000, batch_size=4, crop=0.32, lr=1.5e-3, schedule="cosine", warmup=50, clip=1.0,
         gain=0.0, recompute=False, w_stego=2.0, w_cover=0.0, w_secret=5.0, w_z=0.0, wave=1.0,
         stft=0.0, snr=0.0, snr_ceiling=40.0)),
     "lattice": (LatticeConfig, LatticeObjective, dict(
@@ -64,12 +65,11 @@ PRESETS = {  # configuration, objective, and values for flags that have no other
 }
 MODEL_FLAGS = {  # fields of Config, where their metadata has no help
     "sample_rate": "rate in Hz that all audio is brought to",
-    "bands": "bands of the lapped transform",
+    "bands": "bands of the lapped transform; 1 in the paper, where they are samples",
     "carriers": "of these, the lowest ones carry the same of the secret",
     "blocks": "affine couplings in the stack",
     "growth": "channels that each inner conv of a subnet adds",
     "kernel": "taps of these convs",
-    "squeeze": "samples that are channels of one step of these convs; the paper has 1",
     "clamp": "bound of the log-scale",
     "stego_snr": "dB, of a stego unless another is asked for; training varies it by 6",
     "margin": "LSB that are left empty at both edges of a cell",

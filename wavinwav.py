@@ -83,26 +83,24 @@ class PaperConfig(Config):
     growth: int = 32  # channels that each inner conv of a dense subnet adds, and
     kernel: int = 11  # its taps: inferred from the 3.39 M parameters that the paper states
     clamp: float = 2.0  # bound of the log-scale
-    squeeze: int = 1  # successive samples that become channels of the convs; the paper has 1
+    bands: int = 1  # of the lapped transform, as channels of the convs; the paper has samples: 1
     robust: bool = False  # a second stack, trained to reveal from stegos that have changed
 
 
 class DenseSubnet(nn.Module):
-    """Five convs, each reading the input and all outputs before it (as in HiNet). [B, T]."""
+    """Five convs, each reading the input and all outputs before it (as in HiNet). [B, M, F]."""
 
     def __init__(self, config: PaperConfig):
         super().__init__()
-        self.squeeze = n = config.squeeze
+        n, growth = config.bands, config.growth
         self.convs = nn.ModuleList(
-            nn.Conv1d(n + i * config.growth, config.growth if i < 4 else n, config.kernel,
-                      padding="same") for i in range(5))
+            nn.Conv1d(n + i * growth, growth if i < 4 else n, config.kernel, padding="same")
+            for i in range(5))
 
-    def forward(self, wave: Tensor) -> Tensor:
-        x = functional.pad(wave, (0, -wave.shape[1] % self.squeeze))
-        x = x.unflatten(1, (-1, self.squeeze)).mT
+    def forward(self, x: Tensor) -> Tensor:
         for conv in self.convs[:-1]:
             x = torch.cat([x, functional.leaky_relu(conv(x), 0.2)], 1)
-        return self.convs[-1](x).mT.flatten(1)[:, :wave.shape[1]]
+        return self.convs[-1](x)
 
 
 def precise(method):
@@ -115,7 +113,8 @@ def precise(method):
 
 
 class PaperINN(nn.Module):
-    """The paper's network: blocks of dense subnets on the waveform itself; z is N(0, I)."""
+    """The paper's network: blocks of dense subnets, on samples or on bands; z is 0, the mode of
+    N(0, I). A rest of T / M samples stays as it is, with nothing hidden in it."""
 
     def __init__(self, config: PaperConfig):
         super().__init__()
@@ -125,33 +124,46 @@ class PaperINN(nn.Module):
             for _ in range(config.blocks))
         if config.robust:
             self.robust_blocks = copy.deepcopy(self.blocks)
+        self.register_buffer("level", torch.ones(config.bands, 1))  # by which bands are divided
+
+    def split(self, wave: Tensor) -> Pair:
+        """[B, T] -> [B, M, F] and the rest [B, T - M F]."""
+        bands = self.config.bands
+        x, rest = wave.tensor_split([wave.shape[1] // bands * bands], 1)
+        return (lapped(x, bands) if bands > 1 else x[:, None]) / self.level, rest
+
+    def join(self, x: Tensor, rest: Tensor) -> Tensor:
+        """Inverse of `split`."""
+        x = x * self.level
+        return torch.cat([unlapped(x) if self.config.bands > 1 else x[:, 0], rest], 1)
 
     def forward(self, cover: Tensor, secret: Tensor) -> Pair:
         """cover, secret [B, T] -> stego, r [B, T]."""
+        (cover, cover_rest), (secret, secret_rest) = self.split(cover), self.split(secret)
         for block in self.blocks:
             cover, secret = block(cover, secret)
-        return cover, secret
+        return self.join(cover, cover_rest), self.join(secret, secret_rest)
 
     def inverse(self, stego: Tensor, r: Tensor, robust: bool = False) -> Pair:
         """Inverse of `forward`. `robust` runs the second stack instead, which only approximates
         the inverse, but also where the stego has changed."""
+        (stego, stego_rest), (r, r_rest) = self.split(stego), self.split(r)
         for block in reversed(self.robust_blocks if robust else self.blocks):
             stego, r = block.inverse(stego, r)
-        return stego, r
+        return self.join(stego, stego_rest), self.join(r, r_rest)
 
     @precise
     def hide(self, cover: Tensor, secret: Tensor) -> Pair:
         """cover, secret [T] or [B, T] in [-1, 1] -> stego, r, like them. Raises ValueError."""
-        return tuple(x.view_as(cover) for x in self(*_rows(self, cover=cover, secret=secret)))
+        pair = self(*_rows(self, self.config.bands, cover=cover, secret=secret))
+        return tuple(x.view_as(cover) for x in pair)
 
     @precise
     def reveal(self, stego: Tensor, z: Tensor | None = None) -> Pair:
-        """stego [T] or [B, T] -> cover, secret: exactly where z is r, else with z of N(0, I)."""
-        if z is None:
-            x, = _rows(self, stego=stego)
-            pair = self.inverse(x, torch.randn_like(x), self.config.robust)
-        else:
-            pair = self.inverse(*_rows(self, stego=stego, z=z))
+        """stego [T] or [B, T] -> cover, secret: exactly where z is r, else with z = 0."""
+        x, r = _rows(self, self.config.bands, stego=stego,
+                     z=torch.zeros_like(stego) if z is None else z)
+        pair = self.inverse(x, r, z is None and self.config.robust)
         return tuple(x.view_as(stego) for x in pair)
 
 

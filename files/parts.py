@@ -235,9 +235,9 @@ class PaperMethod(NetworkMethod):
         as little as it takes for them to lie within full scale."""
         limit = 1 << (cover.depth - 1)
 
-        def work(start):
-            x = self.read(cover, start, start + PIECE)
-            y = self.read(secret, start, start + PIECE, x.shape[1]).expand_as(x)
+        def work(piece):
+            x = self.read(cover, *piece)
+            y = self.read(secret, *piece, x.shape[1]).expand_as(x)
             y = container.scramble(y, segments_key(cipher), cover.rate) if cipher.keyed else y
             stego = (self.model.hide(x, y.contiguous())[0] * limit).round()
             peak = max(stego.max().item() / (limit - 1), -stego.min().item() / limit)
@@ -248,8 +248,7 @@ class PaperMethod(NetworkMethod):
         for _ in range(6):
             highest = 0
             with open(path, "wb") as file:
-                starts = range(0, cover.frames, PIECE)
-                for samples, peak in in_order(work, starts, bar(cover.seconds)):
+                for samples, peak in in_order(work, pieces(cover.frames), bar(cover.seconds)):
                     samples.astype(cover.dtype).tofile(file)
                     highest = max(highest, peak)
             if highest <= 1:
@@ -278,16 +277,24 @@ class PaperMethod(NetworkMethod):
         """The secret's samples, int16 [n, channels], piece by piece."""
         frames = header.samples // stego.channels
 
-        def work(start):
-            x = self.read(stego, start, start + PIECE, min(PIECE, frames - start))
+        def work(piece):
+            start, stop = piece
+            x = self.read(stego, start, stop, stop - start)
             y = self.model.reveal(x)[1]
             y[:, max(0, stego.frames - start):] = 0  # where it was cut off
             y = container.unscramble(y, segments_key(cipher), stego.rate) if cipher.keyed else y
             y = y.mean(0, keepdim=True) if header.channels == 1 else y
             return to_pcm(y[:, :header.length - start].T)
 
-        starts = range(0, header.length, PIECE)
-        return in_order(work, starts, bar(header.length / stego.rate))
+        needed = [piece for piece in pieces(frames) if piece[0] < header.length]
+        return in_order(work, needed, bar(header.length / stego.rate))
+
+
+def pieces(frames):
+    """(first frame, last) of what the paper's network works on at once; the last piece has half of
+    PIECE at least."""
+    stops = [*range(PIECE, frames - PIECE // 2 + 1, PIECE), frames]
+    return list(zip([0, *stops], stops))
 
 
 def segments_key(cipher):

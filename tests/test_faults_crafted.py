@@ -152,7 +152,7 @@ def test_crafted_models(folder, model, config, tensors):
     refused(folder, (*HIDE, "--model", "crafted.pt"), "; give another one with --model")
 
 
-@pytest.mark.parametrize("config", [{"blocks": 10 ** 6}, {"kernel": 1000, "squeeze": 1000}],
+@pytest.mark.parametrize("config", [{"blocks": 10 ** 6}, {"kernel": 1000, "bands": 1000}],
                          ids=str)
 def test_larger_than_the_file(folder, config):
     checkpoint.save(build(Config.paper(blocks=1, growth=2)), folder / "paper.pt")

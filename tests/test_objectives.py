@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import soundfile
@@ -87,10 +88,12 @@ def test_recomputation_changes_no_gradient():
     assert torch.allclose(*found, rtol=1e-9, atol=1e-15)
 
 
+TINY_BANDS = ["--preset", "bands", "--growth", 16, "--crop", 0.15, "--warmup", 20, "--log_every",
+              20, "--val_pairs", 16, "--workers", 0]
+
+
 def test_stego_and_secret_rise_together(data, tmp_path):
-    rows = run(data, tmp_path, "--preset", "squeezed", "--growth", 16, "--crop", 0.15,
-               "--steps", 80, "--warmup", 20, "--log_every", 20, "--val_every", 20,
-               "--val_pairs", 16, "--workers", 0)
+    rows = run(data, tmp_path, *TINY_BANDS, "--steps", 80, "--val_every", 20)
     stego, secret = ([float(row[f"val_{name}_snr"]) for row in rows]
                      for name in ("stego", "secret"))
     assert stego[-1] > max(5, stego[0]) and secret[-1] > max(3, secret[0])
@@ -141,8 +144,9 @@ def secret_snr(path, change):
     return snr(secret, revealed).mean().item(), stego
 
 
-def hiss(x):
-    return noise.gaussian(x, torch.randn(x.shape, generator=torch.Generator().manual_seed(5)), 30)
+def hiss(x, decibel=30):
+    normal = torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
+    return noise.gaussian(x, normal, decibel)
 
 
 def test_noise_in_training_helps_against_noise(data, model, tmp_path):
@@ -152,14 +156,14 @@ def test_noise_in_training_helps_against_noise(data, model, tmp_path):
 
 
 def test_robust_stage_reveals_better_and_hides_the_same(data, tmp_path):
-    run(data, tmp_path / "first", *TINY_PAPER, "--steps", 40, "--lr", "3e-3")
-    model, noisy = tmp_path / "first" / "last.pt", ["--noise", "gaussian:30"]
-    run(data, tmp_path / "robust", "--preset", "paper", *QUICK, "--robust_from", model, *noisy,
-        "--steps", 100, "--lr", "3e-3", "--val_every", 100)
-    before, stego_before = secret_snr(model, hiss)
-    after, stego_after = secret_snr(tmp_path / "robust" / "last.pt", hiss)
+    run(data, tmp_path / "first", *TINY_BANDS, "--steps", 80, "--val_every", 80)
+    model, noisy = tmp_path / "first" / "last.pt", ["--noise", "gaussian:20"]
+    run(data, tmp_path / "robust", "--preset", "bands", *TINY_BANDS[4:], "--robust_from", model,
+        *noisy, "--steps", 80, "--val_every", 80)
+    before, stego_before = secret_snr(model, partial(hiss, decibel=20))
+    after, stego_after = secret_snr(tmp_path / "robust" / "last.pt", partial(hiss, decibel=20))
     assert torch.equal(stego_before, stego_after)
-    assert after > before + 3
+    assert after > before + 1
     first = wavinwav.load(model).state_dict()
     second = wavinwav.load(tmp_path / "robust" / "last.pt").state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -104,8 +104,12 @@ class Objective(nn.Module):
             if RANK == 0 and WORLD > 1:
                 distributed.barrier()
 
+    @torch.no_grad()
     def initialise(self, pairs):
-        """What a new model has to learn of training crops first: nothing."""
+        """Bands are divided by the square root of their long-term level."""
+        if (bands := self.model.config.bands) > 1:
+            power = wavinwav.lapped(pairs.sample(256), bands).square().mean((0, 2))
+            self.model.level.copy_((power * power.mean()).sqrt().sqrt()[:, None])
 
     @staticmethod
     def with_second_stack(model):
@@ -141,8 +145,7 @@ class Objective(nn.Module):
         """Hide, keep what a 16-bit file keeps, change it, reveal -> stego, cover^, secret^, r."""
         stego, r = self.model(cover, secret)
         stego = noise.quantize(stego, 16)
-        z = self.draw(torch.randn, numbers, "z", stego.shape[1:], stego)
-        changed = self.change(stego, numbers, batch)
+        changed, z = self.change(stego, numbers, batch), torch.zeros_like(stego)
         return stego, *self.model.inverse(changed, z, self.model.config.robust), r
 
     def forward(self, cover, secret, numbers, batch):
