@@ -27,7 +27,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from evaluation import scores
+from evaluation import scores, steganalysis
 from evaluation.attacks import attack_pair, unavailable_attacks
 from evaluation.baselines import (
     HERE,
@@ -41,7 +41,6 @@ from evaluation.baselines import (
     our_system,
 )
 from evaluation.page import PLOT_FORMATS, plot_pair, write_page
-from evaluation.steganalysis import print_detections, steganalysis, systems_to_detect
 from files import sound
 from files.checkpoint import temporary_name
 from files.command import (
@@ -111,16 +110,17 @@ def compare(args, folder: str):
 
 
 def detect_stegos(args, folder: str):
-    """Print the tables of `steganalysis`; `folder` is temporary."""
+    """Print how well detectors find stegos; `folder` is temporary."""
     directory, *names = args.steganalysis
-    systems = systems_to_detect(load_models(args.model or SHIPPED[:2]), names)
+    systems = steganalysis.systems_to_detect(load_models(args.model or SHIPPED[:2]), names)
     pairs, rate = open_pairs(args)
     train_pairs = list(draw_pairs(find_audio(directory), args.train_pairs, args.seed, rate))
-    say(f"pairs: {len(train_pairs)} for training, {len(pairs)} for the test, at {rate} Hz")
-    tables = steganalysis(systems, train_pairs, pairs, rate, args.seed, folder)
-    print_detections(tables)
+    say(f"pairs: {len(train_pairs)} for training, {len(pairs)} for the test, at {rate} Hz; 0.5 is "
+        "guessing; mean ± half of the 95 % interval over seeds")
+    table = steganalysis.steganalysis(systems, train_pairs, pairs, rate, args.seed, folder)
+    scores.print_table(table, steganalysis.COLUMNS)
     if args.csv:
-        scores.write_csv(args.csv, tables)
+        scores.write_csv(args.csv, {"steganalysis": table})
 
 
 def make_page(args):
@@ -245,16 +245,22 @@ def read_flags(argv=None) -> argparse.Namespace:
 
 def check_before_work(args):
     """Report now what would end hours of work: missing packages, outputs that cannot be written."""
-    if args.plot:
-        check_output(args.plot, PLOT_FORMATS)
-    if args.csv:
-        check_output(args.csv)
-    if args.page:
-        if os.path.isfile(args.page):
-            raise StegoError(f"{args.page} is a file; give a folder")
-        there = os.path.isdir(args.page)
-        check_output(os.path.join(args.page, "index.html") if there else args.page)
-    elif not (args.no_perceptual or args.steganalysis):
+    if args.plot and not args.plot.lower().endswith(PLOT_FORMATS):
+        raise StegoError(f"{args.plot} cannot be written: give a name that ends in "
+                         f"{', '.join(PLOT_FORMATS[:-1])} or {PLOT_FORMATS[-1]}")
+    page = args.page
+    if page and os.path.exists(page):
+        page = os.path.join(page, "index.html")
+    for path in filter(None, (args.plot, args.csv, page)):
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise StegoError(f"{path} cannot be written: it is not a file; give another name")
+        try:
+            open(temporary_name(path), "xb").close()
+            os.remove(temporary_name(path))
+        except OSError as error:
+            raise StegoError(f"{path} cannot be written ({error.strerror}); give another name"
+                             ) from error
+    if not (args.no_perceptual or args.steganalysis or args.page):
         scores.need("pesq", "pystoi")
         if not scores.speaker_encoder():
             sound.note("no speaker similarity: resemblyzer is not installed: "
@@ -264,23 +270,6 @@ def check_before_work(args):
     if args.attacks and unavailable_attacks():
         sound.note(f"left out: {', '.join(unavailable_attacks())}; AAC needs the program ffmpeg, "
                    "MP3 libsndfile 1.1")
-
-
-def check_output(path: str, endings: tuple[str, ...] = ()):
-    """Raises StegoError if a file cannot be written at `path`."""
-    if endings and os.path.splitext(path)[1].lower() not in endings:
-        raise StegoError(f"{path} cannot be written: give a name that ends in "
-                         f"{', '.join(endings[:-1])} or {endings[-1]}")
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise StegoError(f"{path} cannot be written: it is not a file; give another name")
-    temporary = temporary_name(path)
-    try:
-        with open(temporary, "xb"):
-            pass
-        os.remove(temporary)
-    except OSError as error:
-        raise StegoError(f"{path} cannot be written ({error.strerror}); give another name"
-                         ) from error
 
 
 def main(argv=None):

@@ -52,7 +52,6 @@ def all_systems(models: dict, lattice_snrs=LATTICE_SNRS) -> list[System]:
         if is_lattice(model):
             systems += [our_system(model, label, snr=snr) for snr in lattice_snrs]
             systems.append(our_system(model, label, snr=58, masking=1))
-            systems += [our_system(model, label, bits=bits) for bits in (2, 3, 4)]
         elif label_of(model) == "INN":
             systems += [our_system(model, label, snr=snr) for snr in INN_SNRS]
         else:
@@ -84,31 +83,19 @@ def label_of(model) -> str:
     return model.config.preset
 
 
-def our_system(model, label: str, snr: float | None = None, bits: int | None = None,
-               masking: float | None = None, key: str | None = None) -> System:
-    """A model at a stego SNR in dB, or at its own default; a lattice also with masking (0 to 1), or
-    with a fixed number of bits in every sample."""
+def our_system(model, label: str, snr: float | None = None, masking: float | None = None,
+               key: str | None = None) -> System:
+    """A model at a stego SNR in dB, or at its own default; a lattice also with masking (0 to 1)."""
     def hide(cover_path, secret_path, stego_path):
-        options = {"snr": None if snr is None else float(snr), "masking": masking, "key": key}
-        if bits:
-            options["snr"] = fixed_bits_snr(samples(cover_path)[0], bits) - 1e-6
-            options["masking"] = 0
-        stego.hide(cover_path, secret_path, stego_path, model, overwrite=True, **options)
+        stego.hide(cover_path, secret_path, stego_path, model, snr, masking=masking, key=key,
+                   overwrite=True)
 
     def reveal(stego_path, revealed_path):
         stego.reveal(stego_path, revealed_path, model, key, overwrite=True)
 
-    setting = f", {bits} bits" if bits else "" if snr is None else f", {snr:g} dB"
+    setting = "" if snr is None else f", {snr:g} dB"
     setting += "" if masking is None else f", masking {masking:g}"
     return System(label + setting, hide, reveal)
-
-
-def fixed_bits_snr(cover: np.ndarray, bits: int) -> float:
-    """The stego SNR in dB of `bits` bits in each of a cover's samples [T]: with cells of 2^bits LSB
-    the error is uniform over the integers from -2^bits / 2 to 2^bits / 2 - 1, of power
-    (4^bits + 2) / 12."""
-    power = np.mean(cover.astype(np.float64) ** 2)
-    return 10 * math.log10(power / ((4 ** bits + 2) / 12))
 
 
 # ---------------------------------------------------------------- baselines
@@ -249,21 +236,15 @@ def opus(kbps: float) -> System:
 def bound(cover: Tensor, secret: Tensor, stego_snr: float) -> float:
     """Upper bound of the secret SNR in dB for signals [T] at a stego SNR in dB.
 
-    Capacity: the stego differs from the cover by an error of power D = P_cover / 10^(stego_snr /
-    10) in LSB^2, and is then rounded to 16 bits, which is noise of power N = 1/12 LSB^2. The cover
-    is known when hiding, so it costs nothing (Costa, "Writing on dirty paper", 1983): R = 1/2
-    log2(1 + D / N) bits per sample. Cells of odd width w have D = (w^2 - 1) / 12, for which R =
-    log2(w), exactly what they carry; even widths cost 3 / 12 more.
-
-    Distortion: each coefficient k of the secret in a circular MDCT of 256 bands is Gaussian with
-    variance v_k, the mean square over the 3 frames x 5 bands around it, and the v_k are known for
-    free. Reverse water-filling (Cover and Thomas, 10.3.3): the sum of max(0, 1/2 log2(v_k / w)) =
-    R T gives the water level w; the distortion is the mean of min(w, v_k), plus 1/12 because the
-    revealed file is rounded too.
+    Capacity: see `rate_of_snr`. Distortion: each coefficient k of the secret in a circular MDCT of
+    256 bands is Gaussian with variance v_k, the mean square over the 3 frames x 5 bands around it,
+    and the v_k are known for free. Reverse water-filling (Cover and Thomas, 10.3.3): the sum of
+    max(0, 1/2 log2(v_k / w)) is the capacity; the distortion is the mean of min(w, v_k), plus 1/12
+    because the revealed file is rounded too.
 
     A Gaussian is the hardest source for its variance, and the v_k come from the secret itself: this
-    bounds models of this kind with free side information, and is no theorem about speech. Where R
-    is large, a system may be lossless.
+    bounds models of this kind with free side information, and is no theorem about speech. Where the
+    capacity is large, a system may be lossless.
     """
     x = sound.FULL_SCALE * secret.double()
     squares = lapped(functional.pad(x, (0, -len(x) % 256))[None], 256).square()
@@ -282,6 +263,11 @@ def bound(cover: Tensor, secret: Tensor, stego_snr: float) -> float:
 
 
 def rate_of_snr(cover: Tensor, stego_snr: float) -> float:
-    """Bits per sample that a stego of this SNR (dB) carries in a cover signal [T], see `bound`."""
+    """Bits per sample that a stego of this SNR (dB) can carry in a cover signal [T].
+
+    The stego is the cover plus an error of power D LSB^2, rounded to 16 bits, which is noise of
+    power N = 1/12 LSB^2. The cover is known when hiding, so it costs nothing (Costa, "Writing on
+    dirty paper", 1983): 1/2 log2(1 + D / N). Cells of odd width w have D = (w^2 - 1) / 12 and carry
+    exactly that, log2(w)."""
     power = sound.FULL_SCALE ** 2 * cover.double().square().mean().item()
     return 0.5 * math.log2(1 + 12 * power * 10 ** (-stego_snr / 10))

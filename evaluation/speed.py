@@ -14,23 +14,20 @@ import numpy as np
 from evaluation.baselines import HERE
 from files import sound
 
-# Run a command and print the peak KiB of its largest process, 0 on Windows. Linux counts the
-# parent's memory too, so the parent has to be small.
+# Run a command and print the peak KiB of its largest process. Linux counts the parent's memory too,
+# so the parent has to be small. Windows has no such figure.
 PEAK = """
 import subprocess, sys
 subprocess.run([sys.executable, *sys.argv[1:]], check=True, stdout=subprocess.DEVNULL)
-try:
+if sys.platform != "win32":
     import resource
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-except ImportError:
-    peak = 0
-print(peak // 1024 if sys.platform == "darwin" else peak)
+    print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
 
 
 def measure_speed(model: str, minutes: float = 10, channels: int = 1):
-    """Hide and reveal the examples, repeated to so many minutes and one or two channels. Prints
-    audio seconds per second, program start and model load included, and the peak memory of the
+    """Hide and reveal the examples, repeated to so many minutes, in one or two channels. Prints
+    audio seconds per second, program start and model load included, and the peak KiB of the
     largest process. Raises subprocess.CalledProcessError if stego.py fails."""
     with tempfile.TemporaryDirectory() as folder:
         cover, secret, stego, revealed = (
@@ -42,10 +39,8 @@ def measure_speed(model: str, minutes: float = 10, channels: int = 1):
             speech = np.resize(speech, (round(60 * minutes * rate), channels))
             sound.write_audio(path, speech, rate)
         for words in (["hide", cover, secret, "-o", stego], ["reveal", stego, "-o", revealed]):
+            command = [os.path.join(HERE, "stego.py"), *words, "--model", model]
             start = time.perf_counter()
-            peak = subprocess.run(
-                [sys.executable, "-c", PEAK, os.path.join(HERE, "stego.py"), *words, "--model",
-                 model], check=True, stdout=subprocess.PIPE, text=True).stdout
+            peak = subprocess.check_output([sys.executable, "-c", PEAK, *command], text=True)
             speed = 60 * minutes / (time.perf_counter() - start)
-            print(f"{words[0]}: {speed:.3g} times real time, {minutes:g} minutes, channels: "
-                  f"{channels}, {rate} Hz; largest process {int(peak) / 1024:.0f} MiB")
+            print(f"{words[0]}: {speed:.3g} times real time; largest process: {peak.strip()} KiB")

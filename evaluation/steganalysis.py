@@ -1,26 +1,14 @@
 """Steganalysis: can a detector distinguish stegos from covers?
 
     systems = systems_to_detect(models)
-    tables = steganalysis(systems, train_pairs, test_pairs, 16000, seed=0)
+    print_table(steganalysis(systems, train_pairs, test_pairs, 16000, seed=0), COLUMNS)
 
 The attacker has the program, its models and speech, but not the key. They hide secrets in covers,
 train detectors on these pairs, and classify recordings of other speakers: one decision for a whole
 file of 3 to 5 s, from its samples alone. Half of the files are covers, the others stegos of other
-covers.
-
-Four groups of features:
-
-    quiet   how neighbours in the first three differences follow each other, in the quietest frames
-            (after the subtractive pixel adjacency matrix: Pevny, Bas and Fridrich, 2010)
-    bits    counts of small samples and differences, of pairs of values, of bits in each plane, of
-            repeats
-    floor   how low the spectrum falls in each band
-    places  roughness where the lattice puts its header and seal, and of single samples in a segment
-
-Two classifiers, each on one group or more: an ensemble of Fisher's linear discriminants in random
-subspaces (Kodovsky, Fridrich and Holub, 2012), and ridge regression with a Gaussian kernel. All are
-trained on four fifths of the pairs; the best on the remaining fifth is trained again on all of
-them, and tested.
+covers. Of two classifiers the one that does better on a fifth of the training pairs is trained
+again on all of them, and tested: an ensemble of Fisher's linear discriminants in random subspaces
+(Kodovsky, Fridrich and Holub, 2012), and ridge regression with a Gaussian kernel.
 
 Shapes: T samples, N files, D features, F frames. Samples are integer arrays [T], 1 LSB = 1.
 """
@@ -35,9 +23,9 @@ import numpy as np
 from tqdm import tqdm
 
 from evaluation.baselines import System, is_lattice, lsb, opus, our_system, plus_minus
-from evaluation.scores import mean_interval, print_table, samples, signal, write_pair
+from evaluation.scores import mean_interval, samples, signal, write_pair
 from files import sound
-from files.command import StegoError, tell
+from files.command import StegoError
 from files.parts import in_order
 
 KEY = "a key unknown to the detector"
@@ -70,11 +58,11 @@ def systems_to_detect(models: dict, names: list[str] = ()) -> list[System]:
 
 
 def steganalysis(systems: list[System], train_pairs: list, test_pairs: list, rate: int, seed: int,
-                 folder: str | None = None) -> dict[str, dict[str, list[dict]]]:
-    """Tables {"steganalysis": accuracy and AUC of the best detector, "detectors": AUC of each},
-    one row for each system, one {score: value} for each seed. Pairs are (cover, secret) signals;
-    temporary files are written in `folder`. A system that hides too few of the pairs has no values.
-    Raises StegoError for pairs that are too short."""
+                 folder: str | None = None) -> dict[str, list[dict]]:
+    """Accuracy and AUC of detectors: a table with a row for each system, one {score: value} for
+    each of SEEDS seeds, {} if the system hides too few of the pairs. Pairs are (cover, secret)
+    signals; temporary files are written in `folder`. Raises StegoError for pairs that are too
+    short."""
     pairs = [*train_pairs, *test_pairs]
     if min(len(cover) for cover, _ in pairs) < MIN_SAMPLES:
         raise StegoError(f"detectors need files of {MIN_SAMPLES} samples; give a higher --rate")
@@ -101,96 +89,116 @@ def steganalysis(systems: list[System], train_pairs: list, test_pairs: list, rat
         train = [number for number in hidden if number < len(train_pairs)]
         test = [number for number in hidden if number >= len(train_pairs)]
         if len(train) < 5 or len(test) < 2:
-            return math.nan, []
+            return systems[index].name, [{}]
         files = covers, {number: values for number, (values, _) in hidden.items()}
+        names, scores = zip(*(detect(files, train, test, seed + i) for i in range(SEEDS)))
         snrs = [hidden[number][1] for number in test]
-        return (math.inf if math.inf in snrs else mean_interval(snrs)[0],
-                [detect(files, train, test, seed + i) for i in range(SEEDS)])
+        snr = math.inf if math.inf in snrs else mean_interval(snrs)[0]
+        return (f"{systems[index].name}: {Counter(names).most_common(1)[0][0]}",
+                [{"stego SNR": snr} | each for each in scores])
 
-    tables = {"steganalysis": {}, "detectors": {}}
-    for system, (snr, results) in zip(
-            systems, in_order(detect_one, range(len(systems)), "detector")):
-        names, scores, areas = zip(*results) if results else ([], [], [{}])
-        best = "".join(f": {name}" for name, _ in Counter(names).most_common(1))
-        scores = [{"stego SNR": snr} | each for each in scores] or [{}]
-        tables["steganalysis"][system.name + best] = scores
-        tables["detectors"][system.name] = list(areas)
-    return tables
+    return dict(in_order(detect_one, range(len(systems)), "detector"))
 
 
-def print_detections(tables: dict[str, dict[str, list[dict]]]):
-    """Print what `steganalysis` returned."""
-    tell("recordings of other speakers, classified; 0.5 is guessing; mean ± half of the 95 % "
-         f"interval over {SEEDS} seeds", sys.stdout)
-    print_table(tables["steganalysis"], COLUMNS)
-    tell("", sys.stdout)
-    tell("AUC of each detector, trained on four fifths of the pairs", sys.stdout)
-    print_table(tables["detectors"], dict.fromkeys(DETECTORS, 3))
-
-
-def detect(files: tuple, train: list, test: list, seed: int) -> tuple[str, dict, dict]:
-    """Choose, train and test a detector.
-
-    Args:
-        files: features {group: [D]} of covers and of stegos, each indexed by pair number.
-        train, test: pair numbers. The test uses covers of a random half of the test pairs and
-            stegos of the other half, then the other way round, and takes the means.
-    Returns:
-        name of the detector that is best on the last fifth of the training pairs;
-        {score: value} of it, trained on all pairs and on fewer;
-        {name: AUC} of each detector, trained on four fifths.
-    """
+def detect(files: tuple, train: list, test: list, seed: int) -> tuple[str, dict]:
+    """The name of the classifier that is best on the last fifth of the training pairs, and its
+    scores on the test pairs, trained on all pairs and on fewer. `files` are features [D] of covers
+    and of stegos by pair number. The test uses covers of a random half of the test pairs and
+    stegos of the other, then the other way round, and takes the means."""
     rng = random.Random(seed)
     train, test = (rng.sample(numbers, len(numbers)) for numbers in (train, test))
     first, last = train[:len(train) * 4 // 5], train[len(train) * 4 // 5:]
     halves = test[:len(test) // 2], test[len(test) // 2:]
 
-    def pick(kind, numbers):
-        return [files[kind][number] for number in numbers]
+    def pick(kind, numbers):  # [N, D]
+        return np.stack([files[kind][number] for number in numbers])
 
-    def train_on(name, numbers):
-        return train_detector(name, pick(0, numbers), pick(1, numbers), seed)
-
-    def accuracy_and_auc(score):
+    def accuracy_and_auc(classifier, numbers):
+        score = trained(classifier, pick(0, numbers), pick(1, numbers), seed)
         ways = [(score(pick(0, one)), score(pick(1, other)))
                 for one, other in (halves, halves[::-1])]
         correct = [((covers < 0).mean() + (stegos >= 0).mean()) / 2 for covers, stegos in ways]
         return np.mean(correct), np.mean([auc(*way) for way in ways])
 
-    validation, areas = {}, {}
-    for name in DETECTORS:
-        score = train_on(name, first)
-        validation[name] = auc(score(pick(0, last)), score(pick(1, last)))
-        areas[name] = accuracy_and_auc(score)[1]
-    best = max(validation, key=validation.get)
-    accuracy, area = accuracy_and_auc(train_on(best, train))
-    scores = {"accuracy": accuracy, "AUC": area}
-    for count in LEAKED:
-        if count < len(train):
-            score = train_on(best, train[:count])
-            scores[f"with {count} pairs"] = accuracy_and_auc(score)[0]
-    return best, scores, areas
+    def validation(classifier):
+        score = trained(classifier, pick(0, first), pick(1, first), seed)
+        return auc(score(pick(0, last)), score(pick(1, last)))
+
+    best = max((fisher, kernel), key=validation)
+    accuracy, area = accuracy_and_auc(best, train)
+    fewer = {f"with {count} pairs": accuracy_and_auc(best, train[:count])[0]
+             for count in LEAKED if count < len(train)}
+    return best.__name__, {"accuracy": accuracy, "AUC": area} | fewer
 
 
 def auc(negative: np.ndarray, positive: np.ndarray) -> float:
-    """Exact area under the ROC curve of two score arrays: the probability that a positive ranks
-    above a negative, ties counting half."""
+    """Exact area under the ROC curve of two score arrays; ties count half."""
     order = np.sort(negative)
     below = np.searchsorted(order, positive, "left")
     up_to = np.searchsorted(order, positive, "right")
     return (below + up_to).mean() / 2 / len(negative)
 
 
+# ---------------------------------------------------------------- classifiers
+
+def trained(classifier, covers: np.ndarray, stegos: np.ndarray, seed: int):
+    """Train a classifier on features [N, D] of pairs. Returns a function that scores features
+    [N, D] of files: [N], above 0 for stegos."""
+    both = np.concatenate([covers, stegos])
+    mean, deviation = both.mean(0), both.std(0)
+    varies = deviation > 1e-8
+
+    def scaled(x):  # to mean 0 and deviation 1 on the training files, within ±4
+        return ((x - mean) * varies / np.where(varies, deviation, 1)).clip(-4, 4)
+
+    score = classifier(scaled(covers), scaled(stegos), seed)
+    return lambda files: score(scaled(files))
+
+
+def fisher(covers, stegos, seed, dimensions=200, learners=60, ridge=0.01):
+    """An ensemble of linear discriminants, each of randomly chosen features of [N, D] and of pairs
+    drawn with replacement. Returns a function that scores files: [N], above 0 for stegos."""
+    rng, size = np.random.default_rng(seed), covers.shape[1]
+    direction, offset = np.zeros(size), 0
+    for _ in range(learners):
+        some = rng.choice(size, min(dimensions, size), replace=False)
+        drawn = rng.integers(0, len(covers), len(covers))[:, None]
+        before, after = covers[drawn, some], stegos[drawn, some]
+        difference, middle = after.mean(0) - before.mean(0), (after.mean(0) + before.mean(0)) / 2
+        within = np.concatenate([before - before.mean(0), after - after.mean(0)])
+        scatter = within.T @ within / len(within) + ridge * np.eye(len(some))
+        normal = np.linalg.solve(scatter, difference)
+        normal /= np.sqrt(normal @ scatter @ normal) + 1e-12
+        direction[some] += normal
+        offset -= normal @ middle
+    return lambda x: (x @ direction + offset) / learners
+
+
+def kernel(covers, stegos, seed, ridge=1e-4):
+    """Ridge regression of ±1 with a Gaussian kernel as wide as the median distance. Returns a
+    function as `fisher` does."""
+    x = np.concatenate([covers, stegos])
+    sign = np.repeat([-1.0, 1.0], len(covers))
+
+    def distance(a):
+        return ((a ** 2).sum(1)[:, None] + (x ** 2).sum(1) - 2 * a @ x.T).clip(0)
+
+    width = np.median(distance(x)) + 1e-12
+    weights = np.linalg.solve(np.exp(-distance(x) / width) + ridge * len(x) * np.eye(len(x)), sign)
+    return lambda a: np.exp(-distance(a) / width) @ weights
+
+
 # ---------------------------------------------------------------- features
 
-def features(x: np.ndarray) -> dict[str, np.ndarray]:
-    """Features {group: [D]} of samples [T], at least MIN_SAMPLES."""
-    return {"quiet": quiet(x), "bits": bits(x), "floor": floor(x), "places": places(x)}
+def features(x: np.ndarray) -> np.ndarray:
+    """Features [D] of samples [T], at least MIN_SAMPLES."""
+    return np.concatenate([quiet(x), bits(x), floor(x), places(x)])
 
 
 def quiet(x: np.ndarray) -> np.ndarray:
     """Shares of pairs of neighbours in the first, second and third differences, in steps of 1 and 4
-    LSB clipped to ±5 steps, in the quietest 5 % and 20 % of frames of 256 samples."""
+    LSB clipped to ±5 steps, in the quietest 5 % and 20 % of frames of 256 samples (after the
+    subtractive pixel adjacency matrix: Pevny, Bas and Fridrich, 2010)."""
     frames = x[:len(x) // 256 * 256].reshape(-1, 256)
     order, shares = np.diff(frames, axis=1).var(1).argsort(), []
     for share in (0.05, 0.2):
@@ -288,64 +296,3 @@ def places(x: np.ndarray) -> np.ndarray:
         else:
             values += 4 * [0.0]
     return np.array(values)
-
-
-# ---------------------------------------------------------------- detectors
-
-def train_detector(name: str, covers: list[dict], stegos: list[dict], seed: int):
-    """Train a detector on features {group: [D]} of pairs. Returns a function that scores the
-    features of N files: [N], above 0 for stegos."""
-    classifier, groups = DETECTORS[name]
-
-    def table(files):  # [N, D]
-        return np.stack([np.concatenate([file[group] for group in groups]) for file in files])
-
-    before, after = table(covers), table(stegos)
-    both = np.concatenate([before, after])
-    mean, deviation = both.mean(0), both.std(0)
-    varies = deviation > 1e-8
-
-    def scaled(x):  # to mean 0 and deviation 1 on the training files, within ±4
-        return ((x - mean) * varies / np.where(varies, deviation, 1)).clip(-4, 4)
-
-    score = classifier(scaled(before), scaled(after), seed)
-    return lambda files: score(scaled(table(files)))
-
-
-def fisher(covers, stegos, seed, dimensions=200, learners=60, ridge=0.01):
-    """An ensemble of linear discriminants, each of randomly chosen features of [N, D] and of pairs
-    drawn with replacement. Returns a function that scores files: [N], above 0 for stegos."""
-    rng, size = np.random.default_rng(seed), covers.shape[1]
-    direction, offset = np.zeros(size), 0
-    for _ in range(learners):
-        some = rng.choice(size, min(dimensions, size), replace=False)
-        drawn = rng.integers(0, len(covers), len(covers))[:, None]
-        before, after = covers[drawn, some], stegos[drawn, some]
-        difference, middle = after.mean(0) - before.mean(0), (after.mean(0) + before.mean(0)) / 2
-        within = np.concatenate([before - before.mean(0), after - after.mean(0)])
-        scatter = within.T @ within / len(within) + ridge * np.eye(len(some))
-        normal = np.linalg.solve(scatter, difference)
-        normal /= np.sqrt(normal @ scatter @ normal) + 1e-12
-        direction[some] += normal
-        offset -= normal @ middle
-    return lambda x: (x @ direction + offset) / learners
-
-
-def kernel(covers, stegos, seed, ridge=1e-4):
-    """Ridge regression of ±1 with a Gaussian kernel as wide as the median distance. Returns a
-    function as `fisher` does."""
-    x = np.concatenate([covers, stegos])
-    sign = np.repeat([-1.0, 1.0], len(covers))
-
-    def distance(a):
-        return ((a ** 2).sum(1)[:, None] + (x ** 2).sum(1) - 2 * a @ x.T).clip(0)
-
-    width = np.median(distance(x)) + 1e-12
-    weights = np.linalg.solve(np.exp(-distance(x) / width) + ridge * len(x) * np.eye(len(x)), sign)
-    return lambda a: np.exp(-distance(a) / width) @ weights
-
-
-GROUPS = {"quiet": ("quiet",), "quiet, bits": ("quiet", "bits"),
-          "all": ("quiet", "bits", "floor", "places")}
-DETECTORS = {f"{name} {classifier.__name__}": (classifier, groups)
-             for classifier in (fisher, kernel) for name, groups in GROUPS.items()}

@@ -83,13 +83,12 @@ def test_opus_refuses(paths):
     assert scores.score_pair(baselines.opus(2), paths, False) == {}
 
 
-def test_rate_of_cells():
-    cover = (3000 * voice(1, 16000, 1)).astype(np.int16)
-    for bits in (1, 2, 3, 4, 8):
-        snr = baselines.fixed_bits_snr(cover, bits)
-        rate = baselines.rate_of_snr(sound.from_pcm(cover), snr)
-        carried = 0.5 * math.log2(4 ** bits + 3)
-        assert abs(rate - carried) < 1e-4, "cells of 2^B LSB carry B bits, almost all that fits"
+def test_cells_of_odd_width_carry_what_fits():
+    cover = sound.from_pcm((3000 * voice(1, 16000, 1)).astype(np.int16))
+    for width in (3, 5, 15):
+        power = sound.FULL_SCALE ** 2 * cover.square().mean().item()
+        snr = 10 * math.log10(power / ((width ** 2 - 1) / 12))
+        assert abs(baselines.rate_of_snr(cover, snr) - math.log2(width)) < 1e-4
 
 
 def snr_of_rate(cover, bits):

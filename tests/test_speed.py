@@ -14,9 +14,8 @@ def test_measure_speed(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["hide", "reveal"]
     for line in lines:
-        assert "0.05 minutes, channels: 2, 16000 Hz" in line
-        speed, memory = re.search(r"([\d.]+) times real time.* (\d+) MiB", line).groups()
-        assert float(speed) > 0 and float(memory) > 50
+        speed, memory = re.search(r"([\d.]+) times real time.* (\d+) KiB", line).groups()
+        assert float(speed) > 0 and float(memory) > 50_000
 
 
 def test_a_model_that_does_not_exist():
