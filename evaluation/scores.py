@@ -107,7 +107,7 @@ def need(*names: str) -> list:
     try:
         return [importlib.import_module(name) for name in names]
     except ImportError as error:
-        raise StegoError(f"{error.name.split('.')[0]} is not installed: "
+        raise StegoError(f"{(error.name or names[0]).split('.')[0]} is not installed: "
                          "pip install -r requirements-eval.txt"
                          + (", or give --no_perceptual" if "pesq" in names else "")) from error
 

@@ -26,6 +26,7 @@ from evaluation.baselines import System, is_lattice, lsb, opus, our_system, plus
 from evaluation.scores import mean_interval, samples, signal, write_pair
 from files import sound
 from files.command import StegoError
+from files.container import DENSE
 from files.parts import in_order
 
 KEY = "a key unknown to the detector"
@@ -33,7 +34,7 @@ SEEDS = 3
 LEAKED = 8, 32, 128  # training pairs, besides all of them
 COLUMNS = {"stego SNR": 1, "accuracy": 3, "AUC": 3, **{f"with {n} pairs": 3 for n in LEAKED}}
 MIN_SAMPLES = 1536  # that the features need
-HEADER, SEAL, SEGMENT = 1290, 480, 512  # samples: the layout of a lattice's stego
+SEGMENT = 512  # samples of a lattice's stego that share a noise level
 
 
 def systems_to_detect(models: dict, names: list[str] = ()) -> list[System]:
@@ -283,12 +284,12 @@ def places(x: np.ndarray) -> np.ndarray:
     few samples of a segment compared with its mean, by loudness."""
     rough = np.log2(1 + np.abs(np.diff(x, 3)))
     values = []
-    for end, count in ((rough, HEADER), (rough[::-1], SEAL)):
+    for end, count in ((rough, DENSE.header_samples), (rough[::-1], DENSE.seal_samples)):
         first, *others = np.array_split(end[:3 * count], 3)
         for share in (0.25, 0.5, 0.75, 0.95):
             at, *after = (np.quantile(some, share) for some in (first, *others))
             values += [at, at - after[0], at - min(after)]
-    segments = rough[HEADER:]
+    segments = rough[DENSE.header_samples:]
     segments = segments[:len(segments) // SEGMENT * SEGMENT].reshape(-1, SEGMENT)
     for some in np.array_split(segments[segments.mean(1).argsort()], (2, len(segments) // 4)):
         if len(some):
