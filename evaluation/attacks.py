@@ -9,12 +9,14 @@ import contextlib
 import io
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import soundfile
 import torch
 from torch import Tensor
 from torch.nn import functional
+from tqdm import tqdm
 
 import stego
 from evaluation.baselines import System, decode_opus, encode_opus, is_lattice
@@ -58,7 +60,7 @@ def unavailable_attacks() -> list[str]:
 def attack_pair(model, system: System, paths: dict[str, str], seed: int, perceptual: bool = True
                 ) -> dict[str, dict]:
     """SNR in dB (and STOI, if `perceptual`) of the secret by attack, from 16-bit files; None if
-    nothing can be revealed. {} for each attack if the system cannot hide this pair.
+    nothing can be revealed. {} if the system cannot hide this pair, or a codec has no such rate.
 
     A lattice reveals all or nothing. Other models reveal what is left, and are given the secret's
     length where the header is lost; a revealed secret that is too short is padded in front."""
@@ -72,7 +74,12 @@ def attack_pair(model, system: System, paths: dict[str, str], seed: int, percept
     attacked_path = paths["stego"] + ".attacked.wav"
     for name in names:
         torch.manual_seed(seed + list(ATTACKS).index(name))
-        changed, new_rate = ATTACKS[name](hidden, rate), NEW_RATES.get(name, rate)
+        try:
+            changed, new_rate = ATTACKS[name](hidden, rate), NEW_RATES.get(name, rate)
+        except (soundfile.LibsndfileError, subprocess.CalledProcessError, StegoError) as error:
+            tqdm.write(f"{name}, at {rate} Hz: {error}", file=sys.stderr)
+            scores[name] = {}
+            continue
         sound.write_audio(attacked_path, sound.to_pcm(changed), new_rate)
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # notes on what was cut

@@ -64,6 +64,16 @@ def test_codecs(rate):
             assert len(y) == len(x) and sound.snr_of(x, y) > least, name
 
 
+def test_a_rate_that_a_codec_does_not_have(tmp_path, capsys):
+    paths = pair_files(tmp_path, rate=4000)
+    model = stego.load_model(INN)
+    scores = attacks.attack_pair(model, our_system(model, "INN"), paths, 0, perceptual=False)
+    assert scores["noise 70 dB"]["SNR"] > 0
+    if "MP3 64 kbit/s" in scores:
+        assert scores["MP3 64 kbit/s"] == {}
+        assert "MP3 64 kbit/s, at 4000 Hz: " in capsys.readouterr().err
+
+
 def test_codecs_that_are_missing(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(soundfile, "available_formats", lambda: {"WAV": "", "MP3": ""})
