@@ -24,6 +24,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
+import soundfile
 import torch
 from torch import Tensor
 
@@ -54,6 +55,7 @@ from files.command import (
 )
 from files.parts import in_order
 from files.resample import resample
+from files.source import check_range
 from training.data import SILENCE, find_audio, read_crop
 
 EXAMPLES = [os.path.join(HERE, "examples", f"{name}.wav") for name in ("cover", "secret")]
@@ -148,21 +150,27 @@ def open_pairs(args) -> tuple[list, int]:
 def draw_pairs(files: list[tuple], count: int, seed: int, rate: int
                ) -> Iterator[tuple[Tensor, Tensor]]:
     """`count` pairs from different files of at least 3 s, as `find_audio` lists them: both cut to
-    the same 3 to 5 s, at `rate` Hz, neither silent."""
+    the same 3 to 5 s, at `rate` Hz, neither silent. Raises StegoError if there are too few."""
     rng = random.Random(seed)
     files = [file for file in files if file[1] / file[2] >= 3]
-    if len(files) < 2:
-        sys.exit("error: there are fewer than 2 audio files of at least 3 s; give other folders")
 
     def draw(seconds, other=None):
         for _ in range(1000):
-            path, frames, own_rate = rng.choice(files)
-            x = read_crop(path, rng, round(seconds * rate), rate)
+            if len(files) < 2:
+                break
+            file = path, frames, own_rate = rng.choice(files)
+            try:
+                x = read_crop(path, rng, round(seconds * rate), rate)
+                check_range(x.numpy(), "it")
+            except (soundfile.LibsndfileError, OSError, StegoError) as error:
+                sound.note(f"{path} is left out: {error}")
+                files.remove(file)
+                continue
             x = x[:math.ceil(frames * rate / own_rate)]  # without the padding of a shorter file
             if path != other and x.square().mean() > SILENCE:
                 return x, path
-        sys.exit("error: there are fewer than 2 audio files that are not silent; "
-                 "give other folders")
+        raise StegoError("there are fewer than 2 usable audio files of at least 3 s that are not "
+                         "silent; give other folders")
 
     for _ in range(count):
         seconds = rng.uniform(3, 5)

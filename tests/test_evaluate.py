@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -62,6 +63,28 @@ def test_own_files_and_default_models(tmp_path, capsys):
     soundfile.write(tmp_path / "silent.wav", np.zeros(16000), 16000)
     with pytest.raises(SystemExit, match="silent.wav is silent"):
         run("--cover", tmp_path / "a.wav", "--secret", tmp_path / "silent.wav", "--no_perceptual")
+
+
+def test_unusable_files_are_left_out(tmp_path, capsys):
+    for i in range(2):
+        soundfile.write(tmp_path / f"{i}.wav", 0.3 * voice(3.2, 8000, i), 8000)
+    x = 0.3 * voice(3.2, 8000, 3)
+    soundfile.write(tmp_path / "int16_scale.wav", 32768 * x, 8000, "FLOAT")
+    soundfile.write(tmp_path / "nan.wav", np.where(np.abs(x) > 0.01, x, np.nan), 8000, "FLOAT")
+    soundfile.write(tmp_path / "stream.flac", x, 8000)
+    content = bytearray((tmp_path / "stream.flac").read_bytes())
+    content[21] &= 0xF0  # the number of frames is unknown, as in what ffmpeg writes into a pipe
+    content[22:26] = bytes(4)
+    (tmp_path / "stream.flac").write_bytes(content)
+    assert soundfile.info(tmp_path / "stream.flac").frames > 1 << 60
+    run("--data_dir", tmp_path, "--model", INN, "--pairs", 6, "--rate", 8000, "--no_perceptual")
+    out, err = capsys.readouterr()
+    assert "INN, 48 dB" in out and not re.search(r"[01].wav", err)
+    assert "int16_scale.wav is left out: " in err and "nan.wav is left out: " in err
+    for name in ("0.wav", "stream.flac"):
+        (tmp_path / name).unlink()
+    with pytest.raises(SystemExit, match="^error: there are fewer than 2 usable audio files"):
+        run("--data_dir", tmp_path, "--no_perceptual", "--model", INN, "--rate", 8000)
 
 
 # ---------------------------------------------------------------- what it refuses
