@@ -3,98 +3,63 @@
     python stego.py hide COVER SECRET -o STEGO.wav             # --snr 60: less change, less quality
     python stego.py reveal STEGO.wav -o SECRET.wav
     python stego.py hide COVER SECRET -o STEGO.wav --key       # asks; --key-file FILE reads one
-    python stego.py hide COVER SECRET -o STEGO.wav --model lattice/lattice.pt  # the highest quality
+    python stego.py hide COVER SECRET -o STEGO.wav --model lattice     # the highest quality
 
 COVER and SECRET: WAV, FLAC, OGG, MP3 and what else libsndfile reads, one or two channels, any rate;
 `-` is the standard input. STEGO: WAV or FLAC of the cover's rate, channels and length, of 16 bits,
-or of 24 where the cover has more than 16; `-` is the standard output. hide reads the file back and
-prints how close the stego is to the cover, and the revealed secret to the secret. Length does not
-matter: both work part by part, on all cores.
+or of 24 if the cover has more than 16; `-` is the standard output. hide reads the file back and
+prints the SNR of the stego, and of the secret that will be revealed against the file that was
+given. Length does not matter: both work part by part, on all cores.
 
 A secret of two channels is mixed to one for a cover of one, with a note. Nothing ever clips: the
-loudest samples of a cover give way by as little as it takes. With a key, all that is hidden is
-enciphered (SHAKE-256, keyed by scrypt and a new nonce for each file); that there is something may
-be detected all the same. A keyed hash covers every sample, so reveal tells a stego that was changed
-or cut from one without a secret, or with another key; --force reveals what is left.
+loudest samples of a cover are limited by as little as it takes.
+
+With a key, the header and the secret are enciphered (SHAKE-256, keyed by scrypt and a new nonce for
+each file), and the stego shows nothing of what is hidden; that something is hidden can be detected
+all the same. The default model then rounds less well: the secret loses about 6 dB, and gains 14 in
+a stego of 24 bits (--depth 24). The paper's network only permutes segments of 20 ms: no listener
+understands them, but an analyst can put them in order.
+
+A keyed hash covers every sample, so reveal refuses a stego that was changed or cut; --force reveals
+what is left.
 """
+
+import os
+import sys
 
 if __name__ == "__main__":
     import gc
-    gc.disable()  # while torch makes its objects, which need no looking through
+    gc.disable()  # while torch creates its many objects, none of which is garbage
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # also under python -P
 
 import argparse
 import codecs
-import gc
 import getpass
 import math
-import os
-import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-import wavinwav
-from files import checkpoint, container
+from files import container
 from files.command import (
     Parser,
     StegoError,
-    discard_output,
     interrupt_on_signals,
     mistakes_in_one_line,
     one_line,
     settle_streams,
+    standard_output,
 )
-from files.container import Cipher, Damaged, Header, NoSecret, OtherModel, OtherVersion
-from files.parts import lattice_module, method_of
-from files.sound import (
-    check_output,
-    decibel,
-    decode,
-    note,
-    placing,
-    resampled,
-    writing,
-)
-from files.source import open_audio
+from files.container import Cipher, Damaged, Header, NoSecret, OtherModel, key_bytes
+from files.parts import load_model, method_of
+from files.secret import read_secret
+from files.sound import check_output, decibel, decode, note, placing, writing
 from files.streams import standard_streams
 from wavinwav import LappedConfig
 
-HERE = os.path.dirname(os.path.abspath(__file__))
 MOST_LOST = 100  # how many times longer a stego may have been than what is left of it
 MOST_KEY = 1 << 16  # bytes
-
-
-def read_secret(path, name, folder, cover):
-    """The secret as a Sound of the cover's rate and of its number of channels, or one. Raises
-    StegoError."""
-    with open_audio(path, name) as file:
-        stereo = file.channels == 2
-    mono = stereo and cover.channels == 1
-    secret = decode(path, name, folder, 16 if stereo else None, mono)
-    if mono:
-        note(f"{name} was mixed to one channel, as {cover.name} has")
-    excess = secret.frames * cover.rate // secret.rate - cover.frames  # parts of samples may be cut
-    if excess > 0:
-        raise StegoError(f"{name} lasts {secret.seconds:.3f} s, longer than its cover's "
-                         f"{cover.seconds:.3f} s by {excess} samples; cut it, or take a longer "
-                         "cover")
-    note_gain(secret)
-    if secret.rate != cover.rate or secret.depth != 16:
-        secret = resampled(secret, cover.rate, cover.frames, folder)
-    return secret
-
-
-def note_gain(sound):
-    if sound.gain < 1:
-        note(f"{sound.name} was turned down by {-20 * math.log10(sound.gain):.2f} dB, to full "
-             "scale")
-
-
-def check_key(key):
-    """An empty key, as of a variable that is not set, would hide nothing."""
-    if key is not None and not key:
-        raise StegoError("the key is empty; give a passphrase, or none")
 
 
 def hide(cover_path, secret_path, stego_path, model, snr=None, shaping=None, masking=None,
@@ -105,73 +70,91 @@ def hide(cover_path, secret_path, stego_path, model, snr=None, shaping=None, mas
         cover_path, secret_path: sound files, or "-"; the secret lasts no longer.
         stego_path: WAV or FLAC file, or "-".
         model: from `load_model`.
-        snr: of the stego in dB; None is what the model aims at. The paper's network has no choice.
+        snr: of the stego in dB; None is the model's default. Not for the paper's network.
         shaping: for lattice models, how much the secret's quantisation follows its envelope, from
             0 (for its SNR) to 1 (for the ear); None chooses by the bits there are.
         masking: for lattice models, the power of the cover's noise floor that the stego's noise
             follows, from 0 (white, for the secret's SNR) to 1 (hard to find).
         key: passphrase, str or bytes, that `reveal` will need; None is none.
-        depth: bits of the stego's samples, 16 or 24; None is 24 where the cover has more than 16.
+        depth: bits of the stego's samples, 16 or 24; None is 24 if the cover has more than 16.
         overwrite: whether stego_path may exist.
     Returns:
-        stego SNR, secret SNR in dB: of the file against the cover, and of what `reveal` gets out
-        of it against the secret at the cover's rate; infinite if they are equal.
+        stego SNR, secret SNR in dB: of the file against the cover, and of what `reveal` will write
+        against the secret that was given; infinite if they are equal.
     Raises:
         StegoError. Then nothing has been written.
     """
-    check_numbers(snr, shaping, masking, depth)
+    method = method_of(model)
+    check_numbers(method, snr, shaping, masking, depth)
     if cover_path == secret_path == "-":
         raise StegoError("cover and secret cannot both be the standard input")
-    check_key(key)
     check_output(stego_path, overwrite)
-    method, cipher = method_of(model), Cipher(key)
+    cipher = Cipher(checked(key))
+    snr = method.usual_snr if snr is None else snr
     with standard_streams([cover_path, secret_path], stego_path) as (inputs, stego_file, folder):
         cover = decode(inputs[0], cover_path, folder, depth)
         if cover.samples < method.least_samples:
             raise StegoError(f"{cover_path} has {cover.samples} samples, too short to hide anything"
                              f" in; a cover needs at least {method.least_samples}")
         note_gain(cover)
-        secret = read_secret(inputs[1], secret_path, folder, cover)
+        secret, given, lost, unit = read_secret(inputs[1], secret_path, folder, cover)
+        note_gain(given)
         header = method.header(cover, secret)
+        header.form = cover.rate, cover.channels, cover.depth
         pieces = method.hide(header, cipher, cover, secret, snr, shaping, masking)
         with placing(stego_file, overwrite) as temporary:
-            with writing(temporary, stego_file, cover.rate, cover.channels, cover.depth,
-                         cover.seconds) as put:
+            with writing(temporary, stego_file, *header.form, cover.seconds) as put:
                 try:
                     for samples in container.sealed(pieces, header, cipher):
                         put(samples)
                 except ValueError as error:
                     raise StegoError(f"{cover_path}: {error}") from error
             written = decode(temporary, stego_path, folder, cover.depth)
-            stego_snr, secret_snr = measure(method, header, cipher, cover, secret, written)
-        if snr is not None and stego_snr < snr - 1:
-            note(f"{stego_path} misses the SNR of {snr:g} dB: {cover_path} is too quiet, too loud "
-                 "or too short for it")
-    return stego_snr, secret_snr
+            with ThreadPoolExecutor(1) as pool:
+                intact = pool.submit(container.verify, written.read, written.samples, header,
+                                     cipher)
+                noise = method.measure(header, cipher, written, secret)
+            if isinstance(intact.exception(), Damaged):
+                raise StegoError(f"{stego_path} does not hold what was written to it; the disk may "
+                                 "be full or damaged") from intact.exception()
+            stego_snr = decibel(cover.energy, cover.distance(written))
+    if snr is not None and stego_snr < snr - 1:
+        note(f"{stego_path} misses the SNR of {snr:g} dB: {cover_path} is too quiet, too loud or "
+             "too short for it")
+    if cipher.keyed and getattr(model.config, "reserve", 0):
+        note("with a key, nothing is left of the secret once the stego has changed, be it by a "
+             "gain or MP3; without one, this model reveals such stegos with --force")
+    return stego_snr, decibel(given.energy, lost + unit * noise)
 
 
-def check_numbers(snr, shaping, masking, depth):
-    """None is the default of each. Raises StegoError for one that is out of range."""
-    for name, value, most in (("stego SNR", snr, 120), ("shaping", shaping, 1),
-                              ("masking", masking, 1)):
+def note_gain(sound):
+    if sound.gain < 1:
+        note(f"{sound.name} was turned down by {-20 * math.log10(sound.gain):.2f} dB, to full "
+             "scale")
+
+
+def checked(key):
+    """A key as bytes, or None. Raises StegoError."""
+    try:
+        return None if key is None else key_bytes(key)
+    except UnicodeError as error:
+        raise StegoError("the key is not text in UTF-8; type another, or give --key-file"
+                         ) from error
+    except ValueError as error:
+        raise StegoError("the key is empty; give a passphrase, or none") from error
+
+
+def check_numbers(method, snr, shaping, masking, depth):
+    """None is the default of each. Raises StegoError for one that is out of range, or not for this
+    model."""
+    for name, value, most in (("snr", snr, 120), ("shaping", shaping, 1), ("masking", masking, 1)):
         if value is not None and not 0 <= value <= most:
-            raise StegoError(f"a {name} of {value} makes no sense; give one from 0 to {most}")
+            raise StegoError(f"--{name} {value} makes no sense; give a number from 0 to {most}")
+        if value is not None and name not in method.options:
+            raise StegoError(f"--{name} has no effect on this model; leave it out, or give another "
+                             "model, such as --model lattice")
     if depth not in (None, 16, 24):
         raise StegoError(f"samples of {depth} bits cannot be written; give 16 or 24")
-
-
-def measure(method, header, cipher, cover, secret, written):
-    """Stego SNR and secret SNR in dB of a stego as it was read back. Raises StegoError."""
-    with ThreadPoolExecutor(1) as pool:
-        intact = pool.submit(container.verify, written.read, written.samples, header, cipher)
-        secret_noise = method.measure(header, cipher, written, secret)
-    try:
-        intact.result()
-    except Damaged as error:
-        raise StegoError(f"{written.name} does not hold what was written to it; the disk may be "
-                         "full or damaged") from error
-    stego_snr = decibel(cover.energy, cover.distance(written))
-    return stego_snr, decibel(secret.energy, secret_noise)
 
 
 def reveal(stego_path, secret_path, model, key=None, force=False, overwrite=False):
@@ -183,16 +166,16 @@ def reveal(stego_path, secret_path, model, key=None, force=False, overwrite=Fals
         model: from `load_model`, the one that hid it.
         key: the passphrase, str or bytes.
         force: reveal what is left in a file that was changed: blocks of a few seconds that are
-            damaged come out silent. An INN reveals even without a header, a secret as long as
-            the stego.
+            damaged come out silent. An INN without a key reveals even without a header, if it
+            finds the cells: a secret as long as the stego.
         overwrite: whether secret_path may exist.
     Returns:
         The secret's length in seconds.
     Raises:
-        StegoError, with its cause: NoSecret (or another key), OtherModel, OtherVersion, Damaged.
-        Then nothing has been written.
+        StegoError, with its cause: NoSecret (or another key), OtherModel, Damaged. Then nothing has
+        been written.
     """
-    check_key(key)
+    key = checked(key)
     check_output(secret_path, overwrite)
     method = method_of(model)
     with standard_streams([stego_path], secret_path) as ((stego_file,), secret_file, folder):
@@ -204,12 +187,11 @@ def reveal(stego_path, secret_path, model, key=None, force=False, overwrite=Fals
                   writing(temporary, secret_file, stego.rate, header.channels, 16, seconds) as put):
                 for samples in method.reveal(header, cipher, stego):
                     put(samples)
-        except (NoSecret, OtherModel, OtherVersion, Damaged) as error:
+        except (NoSecret, OtherModel, Damaged) as error:
             left = "nothing is left of it" if force else (
                 "get it as hide wrote it, or reveal what is left with --force")
-            remedy = {NoSecret: "give a file as hide wrote it, and its key",
-                      OtherModel: "give it with --model",
-                      OtherVersion: "reveal it with that version", Damaged: left}
+            remedy = {NoSecret: "give a file as hide wrote it, its key and its --model",
+                      OtherModel: "give it with --model", Damaged: left}
             raise StegoError(f"{stego_path}: {error}; {remedy[type(error)]}") from error
     if stego.samples < header.samples:
         note(f"{stego_path} was cut: {stego.samples} of {header.samples} samples are left, and the "
@@ -219,41 +201,28 @@ def reveal(stego_path, secret_path, model, key=None, force=False, overwrite=Fals
 
 def read_header(method, stego, key, force):
     """The header of a stego, which is verified unless `force` is set, and the cipher of the rest.
-    Raises what `Header.read` and `container.verify` do."""
+    Raises NoSecret, OtherModel, Damaged."""
     try:
         first = stego.read(0, container.HEADER_SAMPLES)
         header, cipher = Header.read(first, key, method.fingerprint(), method.layout)
     except NoSecret:
-        header, cipher = method.assumed_header(stego), Cipher(key)
-        if not force or not header:
+        if not force or key is not None:  # the nonce is lost with the header
             raise
-        return header, cipher
-    if not force:
-        container.verify(stego.read, stego.samples, header, cipher)
-    frames, rest = divmod(header.samples, stego.channels)  # anyone may write a header without a key
+        if header := method.assumed_header(stego):
+            return header, Cipher()
+        raise
+    frames, rest = divmod(header.samples, stego.channels)  # without a key anyone can write a header
     if rest or header.length > frames or header.channels > stego.channels:
         raise Damaged("its header does not fit it")
+    if not force:
+        if header.form != (stego.rate, stego.channels, stego.depth):
+            raise Damaged("its rate, channels or bits were {} Hz, {}, {}, and are not now".format(
+                *header.form))
+        container.verify(stego.read, stego.samples, header, cipher)
     if header.samples > MOST_LOST * stego.samples:
         raise Damaged(f"it was cut: {stego.samples} of {header.samples} samples are left")
     return header, cipher
 
-
-def load_model(path):
-    """The model in a file, an INN or a Lattice. Raises StegoError."""
-    try:
-        config = checkpoint.read(path).get("config")
-        is_lattice = isinstance(config, dict) and config.get("preset") == "lattice"
-        return (lattice_module("lattice", path) if is_lattice else wavinwav).load(path)
-    except FileNotFoundError as error:
-        raise StegoError(f"{path} does not exist; give a model with --model") from error
-    except OSError as error:
-        raise StegoError(f"{path} cannot be read ({error.strerror}); give a model with --model"
-                         ) from error
-    except ValueError as error:
-        raise StegoError(f"{error}; give another one with --model") from error
-
-
-# ---------------------------------------------------------------- the command
 
 def read_key(args):
     """The passphrase that --key or --key-file gives, or None."""
@@ -269,8 +238,7 @@ def read_key(args):
                              "passphrase")
         if key.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise StegoError(f"{args.key_file} is UTF-16; save it as UTF-8")
-        key = key.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")
-        if not key:
+        if not key.removeprefix(codecs.BOM_UTF8).strip(b"\r\n"):
             raise StegoError(f"{args.key_file} is empty; write a passphrase into it")
         return key
     if not args.key:
@@ -278,13 +246,14 @@ def read_key(args):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", getpass.GetPassWarning)
-            key = getpass.getpass("key: ")
-            if args.command == "hide" and getpass.getpass("key, again: ") != key:
+            key = checked(getpass.getpass("key: "))
+            if args.command == "hide" and checked(getpass.getpass("key, again: ")) != key:
                 raise StegoError("the keys differ; type the same one twice")
+    except UnicodeError as error:
+        raise StegoError("the key is not text in UTF-8; type another, or give --key-file"
+                         ) from error
     except (EOFError, getpass.GetPassWarning) as error:
         raise StegoError("there is nobody to ask for a key; give --key-file") from error
-    if not key:
-        raise StegoError("the key is empty; type a passphrase")
     return key
 
 
@@ -296,7 +265,7 @@ def main(argv=None):
                         help="sound file of any rate, one or two channels; it is never resampled")
     hiding.add_argument("secret", metavar="SECRET",
                         help="sound file, no longer than the cover; brought to its rate, and to "
-                             "one channel where it has one")
+                             "one channel if it has one")
     hiding.add_argument("-o", "--output", required=True, metavar="STEGO.wav",
                         help="the stego file to write, WAV or FLAC")
     revealing = commands.add_parser("reveal", help="reveal the secret of a stego file")
@@ -316,14 +285,13 @@ def main(argv=None):
                              "it harder to find (default: 0.4)")
     hiding.add_argument("--depth", type=int, choices=(16, 24),
                         help="bits of the stego's samples: in 24 bits there is room for more "
-                             "(default: 24 where the cover has more than 16)")
+                             "(default: 24 if the cover has more than 16)")
     revealing.add_argument("--force", action="store_true",
                            help="reveal what is left in a file that was changed")
     for command in (hiding, revealing):
-        command.add_argument("--model", metavar="FILE",
-                             default=os.path.join(HERE, "models", "wavinwav.pt"),
-                             help="the model, the same for hide and reveal "
-                                  "(default: the wavinwav.pt beside this script)")
+        command.add_argument("--model", metavar="MODEL", default="wavinwav",
+                             help="the model, the same for hide and reveal: wavinwav, lattice, "
+                                  "robust, or a file (default: wavinwav)")
         keys = command.add_mutually_exclusive_group()
         keys.add_argument("--key", action="store_true",
                           help="ask for a passphrase, without which nothing can be revealed")
@@ -332,31 +300,22 @@ def main(argv=None):
         command.add_argument("--overwrite", action="store_true",
                              help="replace the output file if it exists")
     args = parser.parse_args(argv)
-    torch.set_num_threads(1)  # more would wait for each other on a busy machine; parts share it
+    torch.set_num_threads(1)  # the processes share the cores
     with mistakes_in_one_line():
-        key = read_key(args)
-        model = load_model(args.model)
+        key, model = read_key(args), load_model(args.model)
         if args.command == "hide":
             stego_snr, secret_snr = hide(
                 args.cover, args.secret, args.output, model, args.snr, args.shaping, args.masking,
                 key, args.depth, args.overwrite)
             lossless = secret_snr == math.inf
             quality = "secret lossless" if lossless else f"secret SNR {secret_snr:.2f} dB"
-            report(args.output, f"stego SNR {stego_snr:.2f} dB, {quality}")
+            text = f"stego SNR {stego_snr:.2f} dB, {quality}"
         else:
             seconds = reveal(args.stego, args.output, model, key, args.force, args.overwrite)
-            report(args.output, f"{seconds:.2f} s revealed")
-
-
-def report(output, text):
-    """Tell what has been done, on stderr where the output went to stdout."""
-    stream = sys.stderr if output == "-" else sys.stdout
-    try:
-        print(f"{one_line(output)}: {text}", file=stream, flush=True)
-    except OSError as error:
-        discard_output()
-        raise StegoError(f"{output} is written ({text}), but the standard output takes no more "
-                         f"({error.strerror})") from error
+            text = f"{seconds:.2f} s revealed"
+        with standard_output(f"{args.output} is written ({text}), but "):
+            print(f"{one_line(args.output)}: {text}", flush=True,
+                  file=sys.stderr if args.output == "-" else sys.stdout)
 
 
 if __name__ == "__main__":
@@ -366,7 +325,7 @@ if __name__ == "__main__":
     gc.enable()
     try:
         main()
-    except Exception:  # what numpy makes of one that is raised inside it
+    except Exception:  # such as numpy's, for an exception that a signal raised inside of it
         if not stopped:
             raise
         sys.exit("error: interrupted")

@@ -196,9 +196,10 @@ class Setting(NamedTuple):
     width: Tensor  # of the cells: 16 steps an octave, 0 to 255
     gain: Tensor  # of the secret: steps of 3 dB, 0 to 15; 8 is none
 
-    def octaves(self) -> Tensor:
-        """By which a cell is wider than the narrowest one."""
-        return (16 * self.width + self.gain) / 256
+    def octaves(self, keyed: bool = False) -> Tensor:
+        """By which cells are wider than the narrowest one: also, by up to 1/16, by the gain. So an
+        exact width, estimated from a stego alone, implies the gain; with a key it must not."""
+        return self.width / 16 + (0 if keyed else self.gain / 256)
 
 
 class ScaleSubnet(nn.Module):
@@ -278,13 +279,12 @@ class LappedINN(nn.Module):
             known.append(belief * torch.sinh(y.clamp(-1, 1) * top) / slope / scale)
         return torch.stack(known, 1)
 
-    def cells(self, setting: Setting) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def cells(self, setting: Setting, keyed: bool = False
+              ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The cells' widths in LSB [B, P, 1, M], with and without gradient; the room for the
-        secret to each side of their centre; and the gain of the secret [B, 1, 1, 1].
-
-        The gain also widens the cells, by up to 1/16 octave, so that an exact width, estimated
-        from a stego alone, implies it. With `reserve` noise hides such detail: no gain."""
-        width = NARROWEST * 2 ** setting.octaves()[:, None, None, None]
+        secret to each side of their centre; and the gain of the secret [B, 1, 1, 1], which is 1
+        with `reserve`, where noise would hide it."""
+        width = NARROWEST * 2 ** setting.octaves(keyed)[:, None, None, None]
         gain = 2 ** ((setting.gain[:, None, None, None] - 8) / 2)
         gain = torch.ones_like(gain) if self.config.reserve else gain
         learned = self.log_cells.exp()
@@ -298,7 +298,7 @@ class LappedINN(nn.Module):
         """cover, secret [B, T] -> stego [B, T], not rounded; how much the secret changes by an
         error in each coefficient of it [B, M, F]. A dither in [-1/2, 1/2), [B, P, F, M], is
         added to the secret modulo the cell: a one-time pad."""
-        cells, unit, room, gain = self.cells(setting)
+        cells, unit, room, gain = self.cells(setting, dither is not None)
         c, x = (self.split(lapped(FULL_SCALE * x, self.config.bands)) for x in (cover, secret))
         v, _, slope = self.compand(x * gain / self.level)
         c, s = c / unit, v * room / unit
@@ -308,13 +308,15 @@ class LappedINN(nn.Module):
         # r is uniform in the cell whatever the weights are. So for the gradient a wider cell
         # scales r, and leaves the number of the cell in which the cover lies as it is.
         r = s * unit + s.detach() * (cells - unit)
+        # With a key, the spectrum of the rounding error must not show where the secret is loud.
+        slope = slope if dither is None else torch.ones_like(slope)
         slope = (slope * self.level / gain / room).detach()
         return cover + self.wave(r, cover), self.join(slope, cover)
 
     def inverse(self, stego: Tensor, setting: Setting, dither: Tensor | None = None) -> Pair:
         """stego [B, T] -> cover, secret: the inverse of `forward`, with z = 0 in the place of r,
         for which the cover is the stego itself."""
-        _, unit, room, gain = self.cells(setting)
+        _, unit, room, gain = self.cells(setting, dither is not None)
         c = self.split(lapped(FULL_SCALE * stego, self.config.bands)) / unit
         s = torch.zeros_like(c)
         for block in reversed(self.blocks):
@@ -346,13 +348,13 @@ class LappedINN(nn.Module):
         gain = (2 * (NOMINAL / level.clamp_min(1)).log2()).round().clamp(-8, 7) + 8
         width = (12 * self.config.bands / self.config.carriers) ** 0.5 * rms * 10 ** (-snr / 20)
         while True:
-            steps = 16 * (width / NARROWEST).log2() - gain / 16
+            steps = 16 * (width / NARROWEST).log2() - (gain / 16 if dither is None else 0)
             setting = Setting(steps.round().clamp(0, 255), gain)
             if not rounds:
                 return setting
             change = FULL_SCALE * (self(cover, secret, setting, dither)[0] - cover)
             ratio = rms * 10 ** (-snr / 20) / change.square().mean(1).sqrt().clamp_min(1e-6)
-            width = NARROWEST * 2 ** setting.octaves() * ratio.clamp(1e-3, 1e3)
+            width = NARROWEST * 2 ** setting.octaves(dither is not None) * ratio.clamp(1e-3, 1e3)
             rounds -= 1
 
     @precise

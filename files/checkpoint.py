@@ -83,6 +83,16 @@ def is_running(process: int) -> bool:
     return True
 
 
+def model_path(name: str) -> str:
+    """The path of a shipped model, such as "robust", or the path that was given."""
+    root = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    for folder in ("models", "lattice"):
+        path = os.path.join(root, folder, f"{name}.pt")
+        if name == os.path.basename(name) and os.path.isfile(path):
+            return path
+    return name
+
+
 def save(model: nn.Module, path: str | os.PathLike, **extra):
     """Write a model's config (a dataclass) and weights, and `extra`, of plain types. After a fault,
     a file that was at `path` is still there. Raises OSError naming it if it cannot be written."""

@@ -6,34 +6,33 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 
-ENDING = [getattr(signal, name) for name in (  # signals that end a process, and can be caught
-    "SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM",
-    "SIGPROF", "SIGXCPU", "SIGIO", "SIGPWR", "SIGSTKFLT") if hasattr(signal, name)]
+ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
+          if hasattr(signal, name)]
 
 
 class StegoError(Exception):
-    """Bad input, told in one line that names the file and the remedy. Its cause, where there is
-    one, is what a library or the model raised, such as `container.NoSecret`."""
+    """Bad input: one line that names the file and the remedy. Its cause, where there is one, is
+    what a library or the model raised, such as `container.NoSecret`."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line, without the usage."""
+    """Reports a mistake in one line, without the usage."""
 
     def error(self, message):
         self.exit(2, f"error: {one_line(message)}; see {self.prog} --help\n")
 
 
 def one_line(text):
-    """A message that may have any file's name in it, as one line that every stream can take."""
+    """A message as one line that every stream can take, whatever file names it contains."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
 def settle_streams():
-    """To be called first. A file that is opened must not get the number of a stream that was
-    closed, nor a note go to another stream: those that are closed lead to the null device.
-    sys.stdin and sys.stdout stay None then."""
+    """Call this first. Opens the null device in the place of standard streams that are closed, so
+    that no other file gets their numbers. sys.stdin and sys.stdout are None then."""
     with contextlib.suppress(OSError):
         while (number := os.open(os.devnull, os.O_RDWR)) < 3:
             pass
@@ -45,7 +44,7 @@ def settle_streams():
 
 
 def tell(text, stream):
-    """Print a line, though nobody may hear it: what takes hours must not end for that."""
+    """Print a line, ignoring a closed stream."""
     try:
         print(one_line(text), file=stream, flush=True)
     except OSError:
@@ -54,29 +53,29 @@ def tell(text, stream):
 
 
 @contextlib.contextmanager
-def standard_output():
-    """For what writes there. Raises StegoError where it takes no more."""
+def standard_output(done=""):
+    """For writing to stdout. Raises StegoError if that fails, which begins with what is done."""
     try:
         yield
     except OSError as error:
         discard_output()
-        raise StegoError(f"the standard output takes no more ({error.strerror})") from error
+        raise StegoError(f"{done}the standard output takes no more ({error.strerror})") from error
 
 
 def say(text):
-    """Print a line on the standard output. Raises StegoError where it takes no more."""
+    """Print a line to stdout. Raises StegoError if that fails."""
     with standard_output():
         print(text, flush=True)
 
 
 def discard_output():
-    """What is left for a standard output that takes no more is not tried again at the end."""
+    """Point stdout at the null device, so that the flush at exit cannot fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 @contextlib.contextmanager
 def mistakes_in_one_line(*more):
-    """Ends the process with one line for what a user can mend: StegoError, and `more`."""
+    """Exit with one line for what a user can mend: StegoError, and the types in `more`."""
     try:
         yield
     except (StegoError, *more) as error:
@@ -93,25 +92,41 @@ def mistakes_in_one_line(*more):
 
 
 def on_ending_signals(handler):
-    """Call handler(number, frame) for every signal that would end the process, but for those that
-    it was started to ignore, as nohup does."""
+    """Call handler(number, frame) at SIGINT, SIGTERM and SIGHUP, except those that the process was
+    started to ignore, as by nohup."""
     for number in ENDING:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
 
 
 def interrupt_on_signals():
-    """Raise KeyboardInterrupt at an ending signal, so that temporary files are removed, which a
-    second one (a terminal that is closed sends two) must not disturb. Returns a list in which there
-    is something after that."""
+    """Raise KeyboardInterrupt at an ending signal, so that temporary files are removed; a second
+    one within 5 s (a closed terminal sends two) does not disturb that. Returns a list that is not
+    empty afterwards."""
     stopped = []
 
     def stop(number, frame):
-        if number not in (signal.SIGINT, signal.SIGTERM):
-            return signal.raise_signal(signal.SIGTERM)  # which waits while a process starts
         if not stopped or time.monotonic() - stopped[-1] > 5:
             stopped.append(time.monotonic())
             raise KeyboardInterrupt
 
     on_ending_signals(stop)
     return stopped
+
+
+@contextlib.contextmanager
+def signals_deferred():
+    """Let ending signals wait until the end of the block."""
+    if threading.current_thread() is not threading.main_thread():  # where no handler runs
+        yield
+        return
+    noted = []
+    before = {number: signal.signal(number, lambda number, frame: noted.append(number))
+              for number in ENDING if signal.getsignal(number) != signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in noted:
+            signal.raise_signal(number)

@@ -1,18 +1,20 @@
-"""What lies where in the samples of a stego, whichever model made it.
+"""Header and seal of a stego, and the cipher, whichever model made it.
 
     first samples                        between                          last samples
     header: nonce, fields, checksum      what the model hides             seal
 
 Header and seal are bytes in the lowest bits of samples, as a `Layout` says. A key enciphers the
-header and whatever a model asks the `Cipher` for; the seal tells whether any sample has changed.
-Samples are integer tensors [n] on the CPU, in which two channels take turns.
+header and whatever a model asks the `Cipher` for. The seal, a keyed hash, covers every sample.
+Samples are integer tensors [n] on the CPU; two channels are interleaved.
 """
 
 import ctypes
 import hashlib
+import hmac
 import os
 import random
 import struct
+import unicodedata
 import zlib
 from dataclasses import dataclass
 from typing import Callable, Iterable, Iterator
@@ -21,11 +23,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-MAGIC = b"WIW8"  # changes with anything that reveal must know, such as the size of parts
-FIELDS = struct.Struct(">4sQQIHB")  # the magic word, and what `Header` has
-NONCE_BYTES, CHECK_BYTES, SEAL_BYTES = 12, 4, 16
+MAGIC = b"WIW9"  # changes with anything that reveal must know, such as the size of parts
+FIELDS = struct.Struct(">4s5s5sIHBI")  # the magic word, and what `Header` has
+NONCE_BYTES, CHECK_BYTES, SEAL_BYTES = 16, 4, 16
 HEADER_BYTES = NONCE_BYTES + FIELDS.size + CHECK_BYTES
 HASHED_AT_ONCE = 1 << 16  # samples
+SCRYPT = dict(n=1 << 17, r=8, p=1, maxmem=1 << 28, dklen=32)  # 128 MiB, half a second (OWASP)
 SEGMENT_SECONDS = 0.02  # what `scramble` permutes
 
 
@@ -37,17 +40,12 @@ class OtherModel(ValueError):
     """The secret was hidden with another model."""
 
 
-class OtherVersion(ValueError):
-    """The secret was hidden by another version of this code."""
-
-
 class Damaged(ValueError):
     """The stego is not what `hide` made."""
 
 
 class Layout:
-    """How bytes lie in the lowest bits of samples: `byte_samples` to a byte. A header begins a
-    stego, a seal ends it."""
+    """How bytes lie in the lowest bits of samples: `byte_samples` samples to a byte."""
 
     byte_samples: int
 
@@ -61,58 +59,50 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Plain(Layout):
-    """The lowest `bits` (1, 2, 4) of every `spacing`-th sample are the content."""
+class Sparse(Layout):
+    """The lowest bit of every fourth sample."""
 
-    bits: int
-    spacing: int
-
-    @property
-    def byte_samples(self) -> int:
-        return 8 // self.bits * self.spacing
-
-    @property
-    def mask(self) -> int:
-        return (1 << self.bits) - 1
-
-    def targets(self, content: bytes) -> Tensor:
-        """What the lowest bits of samples 0, spacing, 2 * spacing, ... are to be for these bytes:
-        integers below 2 ** bits [8 / bits * len(content)]."""
-        return _cut(content, self.bits)
+    spacing, byte_samples = 4, 32
 
     def write(self, samples: Tensor, content: bytes):
         """Put bytes into samples [byte_samples * len(content)], in place."""
         chosen = samples[::self.spacing]
-        chosen.copy_((chosen & ~self.mask) | self.targets(content).to(chosen.dtype))
+        chosen.copy_((chosen & ~1) | _bits(content, 1).to(chosen.dtype))
 
     def read(self, samples: Tensor) -> bytes:
         """Inverse of `write`."""
-        return _joined(samples[::self.spacing] & self.mask, self.bits)
+        return _bytes(samples[::self.spacing] & 1, 1)
 
     def cleared(self, samples: Tensor) -> Tensor:
         """A copy of samples in which all bits that `write` could change are 0."""
         samples = samples.clone()
-        samples[::self.spacing] &= ~self.mask
+        samples[::self.spacing] &= ~1
         return samples
+
+    def marks(self, content: bytes, count: int) -> Tensor:
+        """What `write` will make of the lowest bits of `count` samples; -1 where it leaves them."""
+        marks = torch.full((count,), -1)
+        marks[:len(content) * self.byte_samples:self.spacing] = _bits(content, 1)
+        return marks
 
 
 @dataclass(frozen=True)
 class Coded(Layout):
-    """Four bits are the syndrome of the lowest bits of 15 samples by a Hamming code: the exclusive
-    or of the numbers, 1 to 15, of those that are odd. To change it to what it should be, one sample
-    changes by 1, of which nothing is to be heard or found (matrix embedding: Crandall 1998)."""
+    """Matrix embedding (Crandall 1998) with a Hamming code: four bits are the exclusive or of the
+    numbers, 1 to 15, of those of 15 samples that are odd. To write four bits, at most one of the 15
+    samples changes, by 1, which is hard to detect."""
 
     byte_samples = 30
 
     def write(self, samples: Tensor, content: bytes):
         """Put bytes into samples [byte_samples * len(content)], in place."""
         blocks = samples.view(-1, 15)
-        number = self.syndromes(samples) ^ _cut(content, 4)
+        number = self.syndromes(samples) ^ _bits(content, 4)
         blocks ^= (number[:, None] == torch.arange(1, 16)).to(samples.dtype)
 
     def read(self, samples: Tensor) -> bytes:
         """Inverse of `write`."""
-        return _joined(self.syndromes(samples), 4)
+        return _bytes(self.syndromes(samples), 4)
 
     def cleared(self, samples: Tensor) -> Tensor:
         """A copy of samples in which all bits that `write` could change are 0."""
@@ -125,46 +115,56 @@ class Coded(Layout):
         return (((samples & 1).long().view(-1, 15) @ numbers & 1) << bit).sum(1)
 
 
-def _cut(content: bytes, bits: int) -> Tensor:
+def _bits(content: bytes, bits: int) -> Tensor:
     """Bytes as integers of `bits` bits, the lowest first [8 / bits * len(content)]."""
     values = torch.tensor(list(content))[:, None] >> torch.arange(0, 8, bits)
     return (values & ((1 << bits) - 1)).flatten()
 
 
-def _joined(values: Tensor, bits: int) -> bytes:
-    """Inverse of `_cut`."""
+def _bytes(values: Tensor, bits: int) -> bytes:
+    """Inverse of `_bits`."""
     return bytes((values.view(-1, 8 // bits) << torch.arange(0, 8, bits)).sum(1).tolist())
 
 
-DENSE = Coded()  # of a lattice, whose cells leave no other trace where the cover is quiet
-SPARSE = Plain(bits=1, spacing=4)  # of an INN, which knows of these bits when it rounds
-LAYOUTS = DENSE, SPARSE, Plain(bits=2, spacing=1)  # the last is of former versions' lattices
-HEADER_SAMPLES = max(layout.header_samples for layout in LAYOUTS)  # enough for `Header.read`
+DENSE = Coded()  # of a lattice, where few samples may change in quiet parts of the cover
+SPARSE = Sparse()  # of an INN, which rounds with these bits in view
+HEADER_SAMPLES = max(DENSE.header_samples, SPARSE.header_samples)  # enough for `Header.read`
+
+
+def key_bytes(key: str | bytes) -> bytes:
+    """A passphrase in its normal form: NFC, UTF-8, line ends as \\n and none at the end. So it is
+    one key however it is typed or saved; bytes that are not UTF-8 stay as they are. Raises
+    ValueError for an empty key, or text that is none."""
+    if isinstance(key, bytes):
+        try:
+            key = key.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            return key
+    key = unicodedata.normalize("NFC", key).replace("\r\n", "\n").replace("\r", "\n").rstrip("\n")
+    if not key:
+        raise ValueError("the key is empty: give a passphrase, or None for none")
+    return key.encode()
 
 
 class Cipher:
     """A stream cipher: SHAKE-256 over a key and a nonce, which is new for every stego. scrypt
-    (RFC 7914) makes the key of a passphrase. Without one (None) it is public: then it hides
-    nothing. Raises ValueError for an empty key."""
+    (RFC 7914) derives the key from a passphrase. Without one (None) the stream is public, and
+    hides nothing. Raises ValueError as `key_bytes` does."""
 
     def __init__(self, key: str | bytes | None = None, nonce: bytes | None = None):
-        if key is not None and not key:
-            raise ValueError("the key is empty: give a passphrase, or None for none")
-        key = key.encode(errors="surrogateescape") if isinstance(key, str) else key
         self.keyed = key is not None
         self.nonce = nonce or (os.urandom(NONCE_BYTES) if self.keyed else bytes(NONCE_BYTES))
         self.root = b"WavInWav"
         if self.keyed:
-            self.root = hashlib.scrypt(
-                key, salt=self.nonce, n=1 << 15, r=8, p=1, maxmem=1 << 26, dklen=32)
+            self.root = hashlib.scrypt(key_bytes(key), salt=self.nonce, **SCRYPT)
 
     def stream(self, purpose: bytes, count: int) -> bytes:
-        """`count` bytes, other ones for each purpose. Purposes end in a zero byte, so that none
-        begins as another one does."""
+        """`count` bytes, others for each purpose. A purpose ends in a zero byte, so that none is
+        the beginning of another."""
         return hashlib.shake_256(self.root + self.nonce + purpose).digest(count)
 
     def integers(self, purpose: bytes, count: int, dtype: torch.dtype) -> Tensor:
-        """`count` integers [count], uniform over all that dtype holds."""
+        """`count` integers [count], uniform over the range of dtype."""
         if not count:
             return torch.zeros(0, dtype=dtype)
         stream = self.stream(purpose, count * dtype.itemsize)
@@ -175,8 +175,8 @@ class Cipher:
         return self.integers(purpose, count, torch.int32).long() & 0xFFFFFFFF
 
     def uniform(self, purpose: bytes, count: int) -> Tensor:
-        """`count` numbers in [-0.5, 0.5), multiples of 2 ** -16, float32 [count]: a dither."""
-        return self.integers(purpose, count, torch.int16).float().mul_(2 ** -16)
+        """`count` numbers in [-0.5, 0.5], of 2 ** 32 levels, float32 [count]: a dither."""
+        return self.integers(purpose, count, torch.int32).float().mul_(2 ** -32)
 
     def seal(self):
         """A keyed hash (BLAKE2b). The digest over `bytes_of` all samples of a stego, with zeros
@@ -186,40 +186,38 @@ class Cipher:
 
 @dataclass
 class Header:
-    """What reveal must know before all else: enciphered, with a checksum, in the first samples."""
+    """What reveal must know first: enciphered, with a checksum, in the first samples."""
 
     samples: int  # of the stego, in all channels together
     length: int  # of the secret, samples in each channel
     model: int  # its fingerprint
-    setting: int = 0  # the model's own, 16 bits: of a lattice its bands, of an INN its cells' scale
+    setting: int = 0  # the model's own, 16 bits: of a lattice its bands, of an INN its cells
     channels: int = 1  # of the secret
     layout: Layout = DENSE  # not stored: where the header was found
+    form: tuple[int, int, int] = (0, 0, 0)  # of the stego: rate in Hz, channels, bits
 
     def pack(self, cipher: Cipher) -> bytes:
-        fields = FIELDS.pack(
-            MAGIC, self.samples, self.length, self.model, self.setting, self.channels)
+        rate, channels, depth = self.form
+        counts = depth << 2 | (channels == 2) << 1 | (self.channels == 2)
+        fields = FIELDS.pack(MAGIC, self.samples.to_bytes(5, "big"), self.length.to_bytes(5, "big"),
+                             self.model, self.setting, counts, rate)
         fields += cipher.stream(b"check\0" + fields, CHECK_BYTES)
         return cipher.nonce + _xor(fields, cipher.stream(b"header\0", len(fields)))
 
     @classmethod
-    def unpack(cls, content: bytes, key: str | bytes | None, layout: Layout
-               ) -> "tuple[Header, Cipher]":
-        """Inverse of `pack`. Raises NoSecret, OtherVersion."""
-        cipher = Cipher(key, content[:NONCE_BYTES])
-        content = content[NONCE_BYTES:]
-        content = _xor(content, cipher.stream(b"header\0", len(content)))
+    def unpack(cls, content: bytes, cipher: Cipher, layout: Layout) -> "Header | None":
+        """Inverse of `pack`. None if it is none, or the key is another."""
+        content = _xor(content[NONCE_BYTES:], cipher.stream(b"header\0", len(content)))
         fields, check = content[:-CHECK_BYTES], content[-CHECK_BYTES:]
-        magic, *values = FIELDS.unpack(fields)
-        if magic[:3] != MAGIC[:3] or cipher.stream(b"check\0" + fields, CHECK_BYTES) != check:
-            raise NoSecret("there is no secret, or the key is another, "
-                           "or the beginning was changed or cut off")
-        if magic != MAGIC:
-            raise OtherVersion("the secret was hidden by another version of WavInWav")
-        header = cls(*values, layout)
+        if not hmac.compare_digest(cipher.stream(b"check\0" + fields, CHECK_BYTES), check):
+            return None
+        magic, samples, length, model, setting, counts, rate = FIELDS.unpack(fields)
+        samples, length = int.from_bytes(samples, "big"), int.from_bytes(length, "big")
         least = layout.header_samples + layout.seal_samples
-        if not (0 < header.length <= header.samples >= least and 1 <= header.channels <= 2):
+        if magic != MAGIC or not 0 < length <= samples or samples < least:
             raise NoSecret("the header makes no sense")
-        return header, cipher
+        form = rate, 1 + (counts >> 1 & 1), counts >> 2
+        return cls(samples, length, model, setting, 1 + (counts & 1), layout, form)
 
     @classmethod
     def read(cls, samples: Tensor, key: str | bytes | None, model: int, layout: Layout
@@ -227,21 +225,20 @@ class Header:
         """The header of a stego, of which HEADER_SAMPLES are enough, and the cipher of the rest.
         `model` is the fingerprint of the one in hand, and `layout` the one that it uses.
 
-        Raises NoSecret, also with a wrong key; OtherModel; OtherVersion.
+        Raises NoSecret, also with a wrong key; OtherModel. With a key, a stego of another layout
+        is NoSecret, since each layout has its own nonce, and a key is derived once.
         """
-        failure = None
-        for candidate in sorted(LAYOUTS, key=lambda other: other != layout):  # its own first
-            first = samples[:candidate.header_samples]
-            first = functional.pad(first, (0, candidate.header_samples - len(first)))
-            try:
-                header, cipher = cls.unpack(candidate.read(first), key, candidate)
-            except NoSecret as error:
-                failure = failure or error
-                continue
-            if header.model != model or header.layout != layout:
-                raise OtherModel("the secret was hidden with another model")
-            return header, cipher
-        raise failure
+        samples = functional.pad(samples, (0, HEADER_SAMPLES))
+        layouts = [layout] if key is not None else [layout, *{DENSE, SPARSE} - {layout}]
+        for candidate in layouts:
+            content = candidate.read(samples[:candidate.header_samples])
+            cipher = Cipher(key, content[:NONCE_BYTES] if key is not None else None)
+            if header := cls.unpack(content, cipher, candidate):
+                if header.model != model or header.layout != layout:
+                    raise OtherModel("the secret was hidden with another model")
+                return header, cipher
+        raise NoSecret("there is no secret of this version, or the key or the model is another, "
+                       "or the beginning was changed or cut off")
 
 
 def sealed(pieces: Iterable[Tensor], header: Header, cipher: Cipher) -> Iterator[Tensor]:
@@ -278,34 +275,26 @@ def verify(read: Callable[[int, int], Tensor], count: int, header: Header, ciphe
         _hash(seal, read(start, min(last, start + HASHED_AT_ONCE)))
     tail = read(last, header.samples)
     _hash(seal, layout.cleared(tail))
-    if count > header.samples or layout.read(tail) != seal.digest():
+    if count > header.samples or not hmac.compare_digest(layout.read(tail), seal.digest()):
         raise Damaged("it was changed after it was made")
 
 
-def scramble(x: Tensor, key: int | str | bytes, sample_rate: int = 16000) -> Tensor:
-    """Permute the 20 ms segments of [..., T] by a key, section III-D of the paper; a shorter rest
-    stays in place.
+def scramble(x: Tensor, key: int | str | bytes, sample_rate: int = 16000, invert: bool = False
+             ) -> Tensor:
+    """Permute the 20 ms segments of [..., T] by a key, section III-D of the paper, or back; a
+    shorter rest stays in place.
 
-    The permutation hides what is said from a listener, not from an analyst: it is no cipher.
+    A listener no longer understands what is said, but an analyst can put the segments in order: it
+    is no cipher.
     """
-    return _permute(x, key, sample_rate, invert=False)
-
-
-def unscramble(x: Tensor, key: int | str | bytes, sample_rate: int = 16000) -> Tensor:
-    """Inverse of `scramble` with the same key and rate."""
-    return _permute(x, key, sample_rate, invert=True)
-
-
-def _permute(x: Tensor, key: int | str | bytes, sample_rate: int, invert: bool) -> Tensor:
     size = max(1, round(SEGMENT_SECONDS * sample_rate))
     count = x.shape[-1] // size
     order = list(range(count))
     random.Random(key).shuffle(order)  # the same in all versions of Python, and on all machines
     order = torch.tensor(order, dtype=torch.long, device=x.device)
-    if invert:
-        order = order.argsort()
     segments, rest = x[..., :count * size].unflatten(-1, (count, size)), x[..., count * size:]
-    return torch.cat([segments[..., order, :].flatten(-2), rest], -1)
+    segments = segments[..., order.argsort() if invert else order, :]
+    return torch.cat([segments.flatten(-2), rest], -1)
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> int:

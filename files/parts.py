@@ -1,19 +1,16 @@
-"""What differs by model when files are hidden and revealed: a lattice, an INN, the paper's own.
+"""How each kind of model hides in files: an INN, the paper's network, a lattice.
 
 A method gives the header of a stego and its samples, piece by piece, and inversely the samples of
-a secret. The pieces are worked on by as many processes as there are cores.
+a secret. Pieces are worked on by as many processes as there are cores.
 """
 
 import collections
 import ctypes
-import importlib
-import itertools
 import math
 import multiprocessing
 import os
 import signal
 import sys
-import threading
 import zlib
 from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from dataclasses import asdict
@@ -23,41 +20,58 @@ import torch
 from torch.nn import functional
 from tqdm import tqdm
 
-from files import container
-from files.command import StegoError
-from files.container import SPARSE, Header
-from files.sound import FULL_SCALE, Sound, energy, to_pcm
+import wavinwav
+from files import checkpoint, container
+from files.command import StegoError, signals_deferred
+from files.container import SPARSE, Header, NoSecret
+from files.sound import FULL_SCALE, Sound, energy, note, to_pcm
 from wavinwav import LappedINN, Setting, lapped
 
 PIECE = 1 << 18  # samples of each channel that the paper's network works on
 PART = 1 << 20  # samples at most that the INN works on
-EXCERPT, EXCERPTS = 8192, 16  # frames, and how many of them tell the width of the INN's cells
-LOOKED_AT = 1 << 18  # frames in which cells are looked for, where the header is lost
-CODES = 1 << 12  # of cells' widths and gains, as `LappedINN.fit` gives them
+EXCERPT, EXCERPTS = 8192, 16  # frames, and how many of them decide the width of the INN's cells
+SEARCHED = 1 << 18  # frames in which cells are looked for, where the header is lost
+LEAST_SURE = 8  # standard deviations from chance that the found cells must be
+CODES = 1 << 12  # settings of an INN
+
+
+def load_model(name):
+    """The model in a file, or a shipped one by its name, such as "robust": an INN or a Lattice.
+    Raises StegoError."""
+    path = checkpoint.model_path(name)
+    try:
+        config = checkpoint.read(path).get("config")
+        if not isinstance(config, dict) or config.get("preset") != "lattice":
+            return wavinwav.load(path)
+        try:
+            from lattice.parts import load
+        except ModuleNotFoundError as error:
+            raise StegoError(f"{path} needs the folder lattice/ beside stego.py; get it, or give "
+                             "another model with --model") from error
+        return load(path)
+    except FileNotFoundError as error:
+        raise StegoError(f"{path} does not exist; give a model with --model") from error
+    except OSError as error:
+        raise StegoError(f"{path} cannot be read ({error.strerror}); give a model with --model"
+                         ) from error
+    except ValueError as error:
+        raise StegoError(f"{error}; give another one with --model") from error
 
 
 def method_of(model):
     """How to hide in files with a model."""
     if model.config.preset == "lattice":
-        return lattice_module("parts").LatticeMethod(model)
+        from lattice.parts import LatticeMethod
+        return LatticeMethod(model)
     return (InnMethod if isinstance(model, LappedINN) else PaperMethod)(model)
 
 
-def lattice_module(name, path="this model"):
-    """A module of the folder lattice/, which only its own models, such as the one at `path`, need.
-    Raises StegoError."""
-    try:
-        return importlib.import_module(f"lattice.{name}")
-    except ModuleNotFoundError as error:
-        raise StegoError(f"{path} needs the folder lattice/ beside stego.py; get it, or give "
-                         "another model with --model") from error
-
-
 class NetworkMethod:
-    """What the INNs of wavinwav.py have in common."""
+    """What the networks of wavinwav.py have in common."""
 
     layout = SPARSE
     least_samples = SPARSE.header_samples + SPARSE.seal_samples
+    usual_snr, options = None, ()  # dB, of a stego; flags of hide that have an effect
 
     def __init__(self, model):
         self.model = model
@@ -73,7 +87,7 @@ class NetworkMethod:
                       self.layout)
 
     def assumed_header(self, stego):
-        """What to go by where there is no header: a secret as long as the stego."""
+        """What to assume where the header is lost: a secret as long as the stego."""
         return Header(stego.samples, stego.frames, 0, 0, stego.channels, self.layout)
 
     def read(self, sound, start, stop, count=None):
@@ -84,17 +98,21 @@ class NetworkMethod:
 
 
 class InnMethod(NetworkMethod):
-    """Files with dirty-paper coding (`wavinwav.LappedINN`): part by part, on all cores."""
+    """Files with dirty-paper coding (`wavinwav.LappedINN`)."""
+
+    options = ("snr",)
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.usual_snr = model.config.stego_snr
 
     def hide(self, header, cipher, cover, secret, snr, shaping, masking):
         """The stego's samples, without header and seal, piece by piece; sets header.setting."""
-        snr = self.model.config.stego_snr if snr is None else snr
         setting = self.fit(cover, secret, snr, cipher)
         header.setting = packed(setting)
         parts = self.parts(cover)
 
         def work(part):
-            keep_memory()
             index, start, stop = part
             x = self.read(cover, start, stop)
             y = self.read(secret, start, stop, x.shape[1]).expand_as(x)
@@ -110,25 +128,25 @@ class InnMethod(NetworkMethod):
             yield torch.from_numpy(samples)
 
     def measure(self, header, cipher, written, secret):
-        """The energy of what `reveal` lacks of a secret: of the last part, in which the seal has
-        come since, from the written stego; of the others `hide` has found it."""
+        """The energy of the error with which `reveal` will give the secret. `hide` has measured all
+        parts but the last one, which the seal has changed since."""
         part = self.parts(written)[-1]
         x = self.read(written, *part[1:])
         return self.secret_noise + self.lost(header, cipher, part, x, secret)
 
     def lost(self, header, cipher, part, stego, secret):
-        """The energy of what can't be revealed of a part's secret."""
+        """The energy of the error in a part's secret."""
         pcm = self.revealed(header, cipher, part, stego)
         start = part[1] * secret.channels
         return energy(secret.read(start, start + pcm.size)
                       - torch.from_numpy(pcm.flatten().astype(np.int32)))
 
+    @torch.no_grad()
     def revealed(self, header, cipher, part, stego):
         """The secret, int16 [n, channels], from a part [channels, n] of a stego."""
         index, start, _ = part
         dither = self.dither(cipher, index, *stego.shape)
-        with torch.no_grad():
-            secret = self.model.inverse(stego, unpacked(header.setting), dither)[1]
+        secret = self.model.inverse(stego, unpacked(header.setting), dither)[1]
         secret = secret.mean(0, keepdim=True) if header.channels == 1 else secret
         return to_pcm(secret[:, :max(0, header.length - start)].T)
 
@@ -148,10 +166,8 @@ class InnMethod(NetworkMethod):
 
     def marks(self, header, cipher, channels, count):
         """The lowest bits of frames [channels, n] in which the header lies, -1 elsewhere."""
-        samples = torch.full((count * channels,), -1)
-        bits = self.layout.targets(header.pack(cipher))
-        samples[:self.layout.header_samples:self.layout.spacing] = bits
-        return samples.view(-1, channels).T
+        marks = self.layout.marks(header.pack(cipher), count * channels)
+        return marks.view(-1, channels).T
 
     def dither(self, cipher, index, channels, length):
         """What a key adds to the secret in a part, in cells [channels, P, F / P, carriers]: one
@@ -164,15 +180,18 @@ class InnMethod(NetworkMethod):
         return self.model.split(x.mT)
 
     def assumed_header(self, stego):
-        """The same, and the cells that the samples seem to lie in."""
+        """The same, and the cells in which the samples seem to lie. Raises NoSecret if none fit."""
         header = super().assumed_header(stego)
-        header.setting = find_code(self.model, self.read(stego, 0, LOOKED_AT))
+        header.setting, sure = find_code(self.model, self.read(stego, 0, SEARCHED))
+        if sure < LEAST_SURE:
+            raise NoSecret("there is no header, and no trace of a secret without a key")
+        note(f"{stego.name} has no header; a secret is assumed, since its samples cluster by "
+             f"{sure:.0f} standard deviations more than chance (at least {LEAST_SURE})")
         return header
 
     def reveal(self, header, cipher, stego):
         """The secret's samples, int16 [n, channels], piece by piece."""
         def work(part):
-            keep_memory()
             x = self.read(stego, *part[1:], part[2] - part[1])
             pcm = self.revealed(header, cipher, part, x)
             pcm[max(0, stego.frames - part[1]):] = 0  # where it was cut off
@@ -205,10 +224,11 @@ def unpacked(code):
 
 
 def find_code(model, x):
-    """The code, a whole number or not, of the cells that a stego [B, T] lies in, where the header
-    that tells it is lost: in other cells, coefficients would lie anywhere. (A gain changes it.)"""
+    """Estimate the cells of a stego [B, T] whose header is lost, from how its coefficients cluster
+    around their centres. Returns the packed setting, a whole number or not (a gain changes it), and
+    by how many standard deviations the cluster exceeds that of coefficients without cells."""
     x = model.split(lapped(x * FULL_SCALE, model.config.bands)).transpose(0, 1).flatten(1, 2)
-    x = x[:, x.square().sum((0, 2)).argsort(descending=True)]  # loud frames first: they tell most
+    x = x[:, x.square().sum((0, 2)).argsort(descending=True)]  # loud frames are the clearest
 
     def together(codes, frames, least=1.5):
         phase = x[:, :frames] / model.cells(unpacked(codes))[0]
@@ -224,11 +244,15 @@ def find_code(model, x):
     for width in (2.0, 0.25):
         near = best + torch.linspace(-width, width, 65)
         best = near[together(near, 512, 3.5).argmax()]
-    return best.item() if model.config.reserve else round(best.item())
+    best = best if model.config.reserve else best.round()
+    phase = x[:, :2048] / model.cells(unpacked(best))[0]
+    waves = torch.cos(2 * math.pi * phase[phase.abs() > 3.5])
+    return best.item(), (waves.sum() / (max(1, len(waves)) / 2) ** 0.5).item()
 
 
 class PaperMethod(NetworkMethod):
-    """Files with the paper's network: piece by piece, on all cores. A key permutes segments."""
+    """Files with the paper's network: piece by piece. A key permutes 20 ms segments, the paper's
+    section III-D, in another order in each piece; it enciphers only the header."""
 
     def hide(self, header, cipher, cover, secret, snr, shaping, masking):
         """The stego's samples, without header and seal, piece by piece. The cover is turned down by
@@ -238,7 +262,7 @@ class PaperMethod(NetworkMethod):
         def work(piece):
             x = self.read(cover, *piece)
             y = self.read(secret, *piece, x.shape[1]).expand_as(x)
-            y = container.scramble(y, segments_key(cipher), cover.rate) if cipher.keyed else y
+            y = self.scrambled(y, cipher, piece[0], cover.rate)
             stego = (self.model.hide(x, y.contiguous())[0] * limit).round()
             peak = max(stego.max().item() / (limit - 1), -stego.min().item() / limit)
             return stego.int().T.numpy(), peak
@@ -257,15 +281,22 @@ class PaperMethod(NetworkMethod):
         else:
             raise StegoError(f"{cover.name} is too loud; turn it down")
         if cover.scale < 1:
-            print(f"note: {cover.name} was turned down by {-20 * math.log10(cover.scale):.2f} dB, "
-                  "so that nothing clips", file=sys.stderr)
+            note(f"{cover.name} was turned down by {-20 * math.log10(cover.scale):.2f} dB, "
+                 "so that nothing clips")
         first, last = self.layout.header_samples, cover.samples - self.layout.seal_samples
         yield stego.read(0, first)
         yield from stego.pieces(first, last)
         yield stego.read(last)
 
+    def scrambled(self, x, cipher, start, rate, invert=False):
+        """A piece [channels, n] of the secret, permuted by the key, or back."""
+        if not cipher.keyed:
+            return x
+        key = cipher.stream(b"segments %d\0" % start, 32)
+        return container.scramble(x, key, rate, invert)
+
     def measure(self, header, cipher, written, secret):
-        """The energy of what `reveal` lacks of a secret, from the written stego."""
+        """The energy of the error with which `reveal` will give the secret."""
         noise = start = 0
         for pcm in self.reveal(header, cipher, written):
             before = secret.read(start, start + pcm.size)
@@ -282,7 +313,7 @@ class PaperMethod(NetworkMethod):
             x = self.read(stego, start, stop, stop - start)
             y = self.model.reveal(x)[1]
             y[:, max(0, stego.frames - start):] = 0  # where it was cut off
-            y = container.unscramble(y, segments_key(cipher), stego.rate) if cipher.keyed else y
+            y = self.scrambled(y, cipher, start, stego.rate, invert=True)
             y = y.mean(0, keepdim=True) if header.channels == 1 else y
             return to_pcm(y[:, :header.length - start].T)
 
@@ -297,83 +328,68 @@ def pieces(frames):
     return list(zip([0, *stops], stops))
 
 
-def segments_key(cipher):
-    return cipher.stream(b"segments\0", 32)
+_work = None  # what a worker process does; it inherits it
 
 
-def keep_memory():
-    """Where the C library is glibc, large arrays that are freed stay with the process: half of the
-    time would go to giving them back to the system and getting them again."""
-    try:
-        for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-            ctypes.CDLL(None).mallopt(parameter, 1 << 30)
-    except (AttributeError, OSError, TypeError):
-        pass
-
-
-_work = None  # of a child process, which inherits it
-
-
-def _set_up(work):
+def _start(work):
     global _work
     _work = work
     torch.set_num_threads(1)
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: go when the parent is killed
+    libc("mallopt", -1, 1 << 30)  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD: keep freed memory, half of
+    libc("mallopt", -3, 1 << 30)  # the time would go to returning it to the system
+    libc("prctl", 1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end when the parent is killed
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def libc(name, *arguments):
+    """Call a function of the C library, where there is one of that name."""
+    try:
+        getattr(ctypes.CDLL(None), name)(*arguments)
+    except (AttributeError, OSError, TypeError):
+        pass
 
 
 def _do(task):
     return _work(task)
 
 
-def _submit(pool, task):
-    """A future of the task, for which a process may start. What a signal's handler raises in a fork
-    is lost, so signals wait."""
-    if threading.current_thread() is not threading.main_thread():  # where no handler runs
-        return pool.submit(_do, task)
-    waiting = []
-    handlers = {number: signal.signal(number, lambda number, frame: waiting.append(number))
-                for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        return pool.submit(_do, task)
-    except OSError as error:
-        raise StegoError(f"no process can be started ({error.strerror}); raise the limit, or end "
-                         "what else runs") from error
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for number in waiting:
-            signal.raise_signal(number)
-
-
-def _in_processes(work, tasks, workers):
-    todo = iter(tasks)
-    fork = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(workers, fork, _set_up, (work,)) as pool:
-        waiting = collections.deque(
-            _submit(pool, task) for task in itertools.islice(todo, workers + 1))
-        try:
-            while waiting:
-                result = waiting.popleft().result()
-                waiting.extend(_submit(pool, task) for task in itertools.islice(todo, 1))
-                yield result
-        except BrokenProcessPool as error:
-            raise StegoError("a worker process was killed; is there enough memory?") from error
-
-
 def in_order(work, tasks, unit=None):
-    """work(task) of each task, in their order: each worker process holds one, one more waits, and
-    the next is added when a result has been taken. A bar of tasks, if their unit has a name.
-    Threads would wait for Python's lock."""
+    """Yield work(task) of each task, in order, with a progress bar if a unit is given. Processes
+    are forked on Linux, where it is safe; threads would wait for each other."""
     workers = min(len(tasks), os.cpu_count() or 1) if sys.platform == "linux" else 1
-    if multiprocessing.current_process().daemon:  # as of a multiprocessing.Pool, has no children
+    if multiprocessing.current_process().daemon:  # which may not have children
         workers = 1
     results = _in_processes(work, tasks, workers) if workers > 1 else map(work, tasks)
     disable = None if unit else True  # None: shown on a terminal only
     yield from tqdm(results, total=len(tasks), unit=unit or "", leave=False, disable=disable)
 
 
+def _in_processes(work, tasks, workers):
+    fork, waiting = multiprocessing.get_context("fork"), collections.deque()
+    with ProcessPoolExecutor(workers, fork, _start, (work,)) as pool:
+        try:
+            for task in tasks:
+                if len(waiting) > workers:  # results that nobody takes would fill the memory
+                    yield waiting.popleft().result()
+                with signals_deferred():  # what a handler raises in a fork is lost
+                    waiting.append(_submit(pool, task))
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise StegoError("a worker process was killed; is there enough memory?") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _submit(pool, task):
+    try:
+        return pool.submit(_do, task)  # which may start a process
+    except OSError as error:
+        raise StegoError(f"no process can be started ({error.strerror}); raise the limit, or end "
+                         "what else runs") from error
+
+
 def bar(seconds):
-    """The unit of a bar for so much audio, or None for none."""
+    """The unit of a progress bar for so much audio, or None for none."""
     return "part" if seconds > 60 else None

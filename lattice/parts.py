@@ -37,7 +37,7 @@ PART_SEGMENTS = 10240  # in a part, at most: 5 minutes at 16 kHz
 class LatticeMethod:
     """How to hide in files with a lattice; the interface is that of files/parts.py."""
 
-    layout = DENSE
+    layout, usual_snr, options = DENSE, STEGO_SNR, ("snr", "shaping", "masking")
     least_samples = DENSE.header_samples + DENSE.seal_samples + SEGMENT  # of a cover
 
     def __init__(self, model):
@@ -53,7 +53,6 @@ class LatticeMethod:
 
     def hide(self, header, cipher, cover, secret, snr, shaping, masking):
         """The stego's samples, without header and seal, piece by piece."""
-        snr = STEGO_SNR if snr is None else snr
         masking = MASKING if masking is None else masking
         first, last = self.layout.header_samples, cover.samples - self.layout.seal_samples
         # as numbers: small tensors that stay between freed pieces keep the heap from shrinking

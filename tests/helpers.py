@@ -30,10 +30,6 @@ WEIGHT_NORM = (  # what the old weight_norm calls its length and its direction, 
     ("weight_g", "weight_v"),
     ("parametrizations.weight.original0", "parametrizations.weight.original1"))
 
-# A header as the format WIW4 had it, of 16000 samples with a secret of 8000 and no key.
-FORMER_HEADER = bytes.fromhex("000000000000000000000000fbcb63938634f8d8aa69ba"
-                              "1acd06b0fbef3eea7a61df6ee47e42516c1e3c36")
-
 # train.py's flags for networks and runs of seconds
 QUICK = [
     "--crop", "0.25", "--batch_size", "2", "--val_pairs", "4", "--log_every", "2",

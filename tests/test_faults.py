@@ -14,10 +14,11 @@ import soundfile
 import torch
 
 import stego
-from files import sound
-from files.container import LAYOUTS, SPARSE
+from files import checkpoint, sound
+from files.container import SPARSE
 from files.resample import resample
-from helpers import FORMER_HEADER, HIDE, INN, LATTICE, finish, launch, run_stego, voice
+from helpers import HIDE, INN, LATTICE, finish, launch, run_stego, voice
+from wavinwav import Config, build
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def folder(tmp_path_factory):
     write("three.wav", np.stack([cover] * 3, 1))
     write("six.wav", np.stack([secret] * 6, 1))
     write("tiny.wav", cover[:600])
-    write("small.wav", cover[:2300])
+    write("small.wav", cover[:2400])
     write("one.wav", cover[:1])
     write("long.wav", voice(1.5, 16000, 4))
     write("slow.wav", voice(1.5, 8000, 4), 8000)
@@ -81,6 +82,7 @@ def folder(tmp_path_factory):
     growth = content["config"]["growth"] + 8
     for name, field in (("growth", {"growth": growth}), ("carriers", {"carriers": 65})):
         torch.save(content | {"config": content["config"] | field}, folder / f"{name}.pt")
+    checkpoint.save(build(Config.paper(blocks=1, growth=2)), folder / "paper.pt")
     # stegos
     inn, lattice = stego.load_model(INN), stego.load_model(LATTICE)
     for name, cover_name, model, key in (
@@ -90,7 +92,7 @@ def folder(tmp_path_factory):
         stego.hide(*paths, model, key=key)
     x = soundfile.read(folder / "good.wav", dtype="int16")[0]
     two = soundfile.read(folder / "stereo.wav", dtype="int16")[0]
-    for place in (0, 501, 9000, 15990):
+    for place in (0, 501, 600, 9000, 15990):
         y = x.copy()
         y[place] ^= 1
         write(f"changed{place}.wav", y)
@@ -98,11 +100,8 @@ def folder(tmp_path_factory):
     write("begins_late.wav", x[1:])
     write("appended.wav", np.append(x, x[:5]))
     write("header_only.wav", x[:SPARSE.header_samples])
-    write("lattice_header.wav", soundfile.read(folder / "lattice.wav", dtype="int16")[0][:1300])
-    former = torch.from_numpy(x.astype(np.int32))
-    layout = LAYOUTS[-1]
-    layout.write(former[:layout.header_samples], FORMER_HEADER)
-    write("former.wav", former.numpy().astype(np.int16))
+    write("lattice_header.wav", soundfile.read(folder / "lattice.wav", dtype="int16")[0][:1400])
+    write("relabelled.wav", x, 8000)
     write("scaled.wav", (0.99 * x).round().astype(np.int16))
     there_and_back = resample(resample(torch.from_numpy(x / 32768).float(), 4, 3), 3, 4)
     write("resampled.wav", there_and_back.numpy()[:len(x)])
@@ -120,8 +119,8 @@ def folder(tmp_path_factory):
     return folder
 
 
-GONE = ("there is no secret, or the key is another, or the beginning was changed or cut off; "
-        "give a file as hide wrote it")
+GONE = ("there is no secret of this version, or the key or the model is another, or the beginning "
+        "was changed or cut off; give a file as hide wrote it, its key and its --model")
 
 
 def hiding(cover="cover.wav", secret="secret.wav", *more):
@@ -148,8 +147,8 @@ FAULTS = [
     (hiding("picture.wav"), "picture.wav cannot be read as audio"),
     (hiding("model.wav"), "model.wav cannot be read as audio"),
     (hiding("cut_cover.wav"),
-     "cut_cover.wav is cut: it ends before its header says; get the whole file"),
-    (hiding(secret="cut_secret.wav"), "cut_secret.wav is cut"),
+     "cut_cover.wav is cut off: audio is missing at its end; get the whole file"),
+    (hiding(secret="cut_secret.wav"), "cut_secret.wav is cut off"),
     (hiding("cut.flac"), "cut.flac (is cut|cannot be read)"),
     (hiding("nan.wav"), "nan.wav has samples that are NaN or infinite; repair or re-export it"),
     (hiding("inf.wav"), "inf.wav has samples that are NaN or infinite"),
@@ -159,9 +158,9 @@ FAULTS = [
      "three.wav has 3 channels, and one or two can be used; mix it down first"),
     (hiding(secret="six.wav"), "six.wav has 6 channels"),
     (hiding("tiny.wav", "one.wav"),
-     "tiny.wav has 600 samples, too short to hide anything in; a cover needs at least 1888"),
+     "tiny.wav has 600 samples, too short to hide anything in; a cover needs at least 1952"),
     (hiding("tiny.wav", "one.wav", "--model", LATTICE),
-     "tiny.wav has 600 samples, too short to hide anything in; a cover needs at least 2282"),
+     "tiny.wav has 600 samples, too short to hide anything in; a cover needs at least 2342"),
     (hiding("one.wav", "one.wav"), "one.wav has 1 samples, too short"),
     (hiding("small.wav", "small.wav", "--snr", "90", "--model", LATTICE),
      "small.wav: the cover is too short for this secret; take a longer one, or a lower SNR"),
@@ -180,12 +179,16 @@ FAULTS = [
     (("hide", "cover.wav", "secret.wav", "-o", "out.ogg"), "out.ogg: only WAV and FLAC"),
     (("hide", "cover.wav", "secret.wav", "-o", "out"), "out: only WAV and FLAC"),
     (("hide", "cover.wav", "secret.wav", "-o", "sub"), "sub: only WAV and FLAC"),
-    ((*HIDE, "--snr", "nan"), "a stego SNR of nan makes no sense; give one from 0 to 120"),
-    ((*HIDE, "--snr", "inf"), "a stego SNR of inf makes no sense"),
+    ((*HIDE, "--snr", "nan"), "--snr nan makes no sense; give a number from 0 to 120"),
+    ((*HIDE, "--snr", "inf"), "--snr inf makes no sense"),
     ((*HIDE, "--snr", "loud"),
      "argument --snr: invalid float value: 'loud'; see stego.py hide --help"),
-    ((*HIDE, "--shaping", "2"), "a shaping of 2.0 makes no sense; give one from 0 to 1"),
-    ((*HIDE, "--masking", "-1"), "a masking of -1.0 makes no sense"),
+    ((*HIDE, "--shaping", "2"), "--shaping 2.0 makes no sense; give a number from 0 to 1"),
+    ((*HIDE, "--masking", "-1"), "--masking -1.0 makes no sense"),
+    ((*HIDE, "--masking", "0.5"), "--masking has no effect on this model; leave it out, or give"),
+    ((*HIDE, "--shaping", "0.5", "--model", "robust"), "--shaping has no effect on this model"),
+    ((*HIDE, "--snr", "40", "--model", "paper.pt"), "--snr has no effect on this model"),
+    ((*HIDE, "--model", "nosuch"), "nosuch does not exist; give a model with --model"),
     ((*HIDE, "--depth", "20"), "argument --depth: invalid choice"),
     ((*HIDE, "--key", "--key-file", "key"), "not allowed with argument"),
     ((*HIDE, "--key=open sesame"), "ignored explicit argument|unrecognized|expected"),
@@ -236,11 +239,8 @@ FAULTS = [
      "lattice.wav: the secret was hidden with another model; give it with --model"),
     (revealing("good.wav", "--model", LATTICE),
      "good.wav: the secret was hidden with another model"),
-    (revealing("former.wav"),
-     "former.wav: the secret was hidden by another version of WavInWav; reveal it with that "),
-    (revealing("former.wav", "--model", LATTICE, "--force"),
-     "former.wav: the secret was hidden by another version of WavInWav"),
-    (revealing("changed0.wav"), "changed0.wav: " + GONE),
+    (revealing("changed0.wav"), "changed0.wav: it was changed after it was made"),
+    (revealing("changed600.wav"), "changed600.wav: " + GONE),
     (revealing("changed501.wav"),
      "changed501.wav: it was changed after it was made; .* reveal what is left with --force"),
     (revealing("changed9000.wav"), "changed9000.wav: it was changed after it was made"),
@@ -249,9 +249,9 @@ FAULTS = [
     (revealing("ends_early.wav"), "ends_early.wav: it was cut: 15999 of 16000 samples are left"),
     (revealing("truncated.wav"), "truncated.wav: it was cut: 13500 of 16000 samples are left"),
     (revealing("begins_late.wav"), "begins_late.wav: " + GONE),
-    (revealing("header_only.wav"), "header_only.wav: it was cut: 1376 of 16000 samples are left"),
+    (revealing("header_only.wav"), "header_only.wav: it was cut: 1440 of 16000 samples are left"),
     (revealing("lattice_header.wav", "--model", LATTICE),
-     "lattice_header.wav: it was cut: 1300 of 16000 samples are left"),
+     "lattice_header.wav: it was cut: 1400 of 16000 samples are left"),
     (revealing("lattice_header.wav", "--force", "--model", LATTICE),
      "lattice_header.wav: the secret was changed or cut off; nothing is left of it"),
     (revealing("scaled.wav"), "scaled.wav: " + GONE),
@@ -263,6 +263,13 @@ FAULTS = [
     (revealing("swapped.wav"), "swapped.wav: " + GONE),
     (revealing("left.wav"), "left.wav: " + GONE),
     (revealing("as_float.wav"), "as_float.wav: " + GONE),
+    (revealing("relabelled.wav"),
+     "relabelled.wav: its rate, channels or bits were 16000 Hz, 1, 16, and are not now; get it"),
+    (revealing("keyed.wav", "--key-file", "wrong", "--force"), "keyed.wav: " + GONE),
+    (revealing("cover.wav", "--force"),
+     "cover.wav: there is no header, and no trace of a secret without a key; give a file as hide"),
+    (revealing("keyed.wav", "--force"), "keyed.wav: there is no header, and no trace of a secret"),
+    (revealing("good.mp3", "--force"), "good.mp3: there is no header, and no trace of a secret"),
     (revealing("nan.wav"), "nan.wav has samples that are NaN"),
     (revealing("-"), "- cannot be read as audio"),
     (("reveal", "good.wav", "-o", "precious.wav"),
@@ -318,8 +325,11 @@ def test_force_reveals_what_is_left(folder):
         code, out, err = run_stego(folder, "reveal", name, *forced)
         assert code == 0 and "0.50 s revealed" in out and err == ""
         assert soundfile.info(folder / "forced.wav").frames == 8000
-    code, out, _ = run_stego(folder, "reveal", "resampled.wav", *forced)
+    code, out, _ = run_stego(folder, "reveal", "relabelled.wav", *forced)
+    assert code == 0 and "1.00 s revealed" in out, "of another rate"
+    code, out, err = run_stego(folder, "reveal", "scaled.wav", *forced)
     assert code == 0 and "1.00 s revealed" in out, "an INN needs no header"
+    assert "scaled.wav has no header; a secret is assumed, since its samples cluster by" in err
     os.remove(folder / "forced.wav")
 
 

@@ -31,7 +31,7 @@ def craft(folder, model, stego_channels=1, **fields):
     model = stego.load_model(model)
     method = stego.method_of(model)
     values = dict(samples=16000, length=8000, model=method.fingerprint(), setting=256, channels=1,
-                  layout=method.layout)
+                  layout=method.layout, form=(16000, stego_channels, 16))
     header = Header(**values | fields)
     x = torch.from_numpy(voice(1, 16000, 1) * 32768).int()
     x, = container.sealed([x], header, Cipher())
@@ -41,11 +41,10 @@ def craft(folder, model, stego_channels=1, **fields):
 
 @pytest.mark.parametrize("model", [LATTICE, INN], ids=["lattice", "INN"])
 @pytest.mark.parametrize("fields, expected", [
-    (dict(samples=1 << 62), "it was cut: 16000 of 4611686018427387904 samples are left"),
-    (dict(samples=1 << 62, length=1 << 61), "it was cut"),
+    (dict(samples=1 << 39), "it was cut: 16000 of 549755813888 samples are left"),
+    (dict(samples=1 << 39, length=1 << 38), "it was cut"),
     (dict(samples=1 << 24), "it was cut"),
-    (dict(length=1 << 62), "the header makes no sense"),
-    (dict(channels=200), "the header makes no sense"),
+    (dict(length=1 << 39), "the header makes no sense"),
     (dict(channels=2), "its header does not fit it"),
     (dict(length=16000, samples=15999 + 1), "out.wav"),
 ], ids=str)
@@ -80,7 +79,7 @@ def test_crafted_stego_of_two_channels(folder):
 def test_crafted_modes(folder, mode):
     model, cipher = stego.load_model(LATTICE), Cipher()
     x = torch.from_numpy(voice(1, 16000, 1) * 32768).int()
-    header = Header(16000, 8000, model.fingerprint(), 256)
+    header = Header(16000, 8000, model.fingerprint(), 256, form=(16000, 1, 16))
     part, = parts_of(header)
     floors = noise_floors(x[DENSE.header_samples:-DENSE.seal_samples])
     widths = choose_widths(floors, 1000.0 * x.numel(), 0.5, 16)[part.segments]

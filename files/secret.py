@@ -1,0 +1,60 @@
+"""A secret as its cover can carry it: the cover's rate, its number of channels or one, 16 bits."""
+
+import tempfile
+
+from torch.nn import functional
+
+from files.command import StegoError
+from files.sound import READ_AT_ONCE, Sound, decibel, decode, energy, note, resampled
+
+LEAST_LEFT, NOTED = 1, 10  # dB of the given secret: refused below, said below
+
+
+def read_secret(path, name, folder, cover):
+    """Returns the secret as a Sound, its energy as it was given, the energy of what it lost on the
+    way, and what an energy of the Sound is in the same unit. Raises StegoError."""
+    given = decode(path, name, folder)
+    mono = given.channels > cover.channels
+    excess = given.frames * cover.rate // given.rate - cover.frames  # parts of samples may be cut
+    if excess > 0:
+        raise StegoError(f"{name} lasts {given.seconds:.3f} s, longer than its cover's "
+                         f"{cover.seconds:.3f} s by {excess} samples; cut it, or take a longer "
+                         "cover")
+    secret = mixed(given, folder) if mono else given
+    if given.rate != cover.rate or secret.depth != 16:
+        secret = resampled(secret, cover.rate, cover.frames, folder)
+    again = secret
+    if given.rate != cover.rate:
+        again = resampled(secret, given.rate, given.frames, folder)
+    lost = distance(given, again)
+    left = decibel(given.energy, lost)
+    reasons = ["mixed to one channel"] * mono + (
+        [f"brought to the {cover.rate} Hz of {cover.name}"] * (given.rate != cover.rate))
+    if left < LEAST_LEFT and given.energy:
+        raise StegoError(f"nothing is left of {name} once it is {' and '.join(reasons)}; take "
+                         "another cover, or change the secret")
+    if mono or left < NOTED and given.energy:
+        note(f"{name} was {' and '.join(reasons)}, which leaves an SNR of {left:.1f} dB")
+    channels = given.channels / secret.channels
+    return secret, given, lost, given.rate / cover.rate * channels * 4.0 ** (given.depth - 16)
+
+
+def mixed(sound, folder):
+    """A Sound of two channels as one of one."""
+    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as plain:
+        for x in sound.pieces():
+            x = x.view(-1, 2).double().mean(1).round()
+            x.numpy().astype(sound.dtype).tofile(plain)
+    return Sound(sound.name, plain.name, sound.rate, 1, sound.frames, sound.depth)
+
+
+def distance(given, other):
+    """The energy of what a Sound of the same rate, of 16 bits and maybe of one channel, lacks of
+    the given one, in units of that."""
+    scale, total = 2 ** (given.depth - 16), 0.0
+    for start in range(0, given.frames, READ_AT_ONCE):
+        x, y = (sound.read(start * sound.channels, (start + READ_AT_ONCE) * sound.channels)
+                .view(-1, sound.channels).double() for sound in (given, other))
+        y = functional.pad(y, (0, 0, 0, len(x) - len(y)))
+        total += energy(x - y * scale)
+    return total
