@@ -509,25 +509,23 @@ def save(model: nn.Module, path: str, **extra):
 
 
 def load(path: str, device: str | torch.device = "cpu") -> PaperINN | LappedINN:
-    """The model in a file, ready for hide and reveal. Raises OSError, or ValueError naming it.
-
-    A crafted file cannot take much more memory than its size: it is unpickled as plain types,
-    and the network is built without memory of its own, to take the file's tensors."""
+    """The model in a file, ready for hide and reveal. Raises OSError, or ValueError naming it."""
     with open(path, "rb") as file:
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
-            state = content["state_dict"]
-            if sum(x.numel() for x in state.values()) > os.path.getsize(path):
-                raise ValueError("its tensors are larger than the file")
-            with torch.device("meta"):
-                model = build(content["config"])
-            model.load_state_dict(state, assign=True)
-            if not all(x.is_floating_point() and x.isfinite().all() for x in state.values()):
+            config, state = content["config"], content["state_dict"]
+            wide = config["growth"] + config["bands"]
+            least = config.get("blocks", 0) * config.get("kernel", 0) * wide ** 2
+            if not least <= sum(x.numel() for x in state.values()) <= os.path.getsize(path):
+                raise ValueError("a crafted config or tensor would fill the memory")
+            model = build(config)
+            model.load_state_dict(state)
+            if not all(x.isfinite().all() for x in model.state_dict().values()):
                 raise ValueError("a weight is not finite")
         except Exception as error:  # a damaged file raises one of half a dozen types
             raise ValueError(f"{path} is not a network of this version (a lattice is for "
                              f"lattice.load), or is damaged") from error
-    return model.to(device, torch.get_default_dtype()).eval()
+    return model.to(device).eval()
 
 
 def _check(name: str, x: Tensor, shape: list[int]):
