@@ -357,7 +357,8 @@ def _do(task):
 def in_order(work, tasks, unit=None):
     """Yield work(task) of each task, in order, with a progress bar if a unit is given. Processes
     are forked on Linux, where it is safe; threads would wait for each other."""
-    workers = min(len(tasks), os.cpu_count() or 1) if sys.platform == "linux" else 1
+    forks = sys.platform == "linux" and hasattr(os, "fork")
+    workers = min(len(tasks), os.cpu_count() or 1) if forks else 1
     if multiprocessing.current_process().daemon:  # which may not have children
         workers = 1
     results = _in_processes(work, tasks, workers) if workers > 1 else map(work, tasks)

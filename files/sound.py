@@ -90,23 +90,29 @@ def read_audio(path, dtype="float32"):
         return samples, file.samplerate
 
 
-def _pieces(file, name, dtype):
-    """All samples of a Reader, piece by piece [n, channels]. Raises StegoError."""
+def _pieces(file, name, dtype, most=None):
+    """The samples of a Reader, piece by piece [n, channels], until there are `most`. Raises
+    StegoError."""
+    frames = 0
     try:
         while len(x := file.read(READ_AT_ONCE, dtype, always_2d=True)):
             yield x
+            frames += len(x)
+            if most and frames >= most:
+                break
     except soundfile.LibsndfileError as error:
         raise StegoError(f"{name} cannot be read to its end ({error}); it may be damaged"
                          ) from error
 
 
-def decode(path, name, folder, depth=None, mono=False, whole=True):
+def decode(path, name, folder, depth=None, mono=False, whole=True, most=None):
     """Decode the sound file at `path`, named `name` in messages, into `folder`.
 
     depth: bits of the samples; None is 24 if the file has more than 16
     mono: mix the channels to one
     whole: refuse a file that is cut off. Without it, the file may be a stego, and its depth is the
         one that its samples use.
+    most: stop after about so many frames, READ_AT_ONCE more at most
 
     Returns a Sound. Raises StegoError.
     """
@@ -131,9 +137,10 @@ def decode(path, name, folder, depth=None, mono=False, whole=True):
         try:
             if not exact:
                 with open_audio(path, name) as before:
-                    peak = max(check_range(x, name) for x in _pieces(before, name, "float64"))
+                    pieces = _pieces(before, name, "float64", most)
+                    peak = max((check_range(x, name) for x in pieces), default=0)
                 sound.gain = (limit - 1) / limit / peak if peak > 1 else 1.0
-            for x in _pieces(file, name, "int16" if direct else "float64"):
+            for x in _pieces(file, name, "int16" if direct else "float64", most):
                 if not direct:
                     x = x.mean(1, keepdims=True) if mono else x
                     x = (x * (sound.gain * limit)).round().clip(-limit, limit - 1)
@@ -153,7 +160,7 @@ def decode(path, name, folder, depth=None, mono=False, whole=True):
     if not sound.frames:
         raise StegoError(f"{name} has no samples; give a file with sound in it")
     if not whole and sound.depth == 24 and not used & 255:
-        return decode(path, name, folder, 16, whole=False)
+        return decode(path, name, folder, 16, mono, whole, most)
     return sound
 
 
