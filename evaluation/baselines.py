@@ -26,13 +26,13 @@ from torch.nn import functional
 import stego
 from evaluation.scores import samples
 from files import sound
+from files.checkpoint import model_path
 from files.command import StegoError
 from files.resample import resample
 from wavinwav import LappedINN, lapped, unlapped
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-SHIPPED = [os.path.join(HERE, folder, f"{name}.pt") for folder, name in (
-    ("models", "wavinwav"), ("lattice", "lattice"), ("models", "robust"))]
+SHIPPED = "wavinwav", "lattice", "robust"
 LATTICE_SNRS = 36, 41, 46, 52, 58, 64  # dB, of the stegos in the table
 INN_SNRS = 42, 45, 48, 51
 
@@ -61,14 +61,14 @@ def all_systems(models: dict, lattice_snrs=LATTICE_SNRS) -> list[System]:
 
 # ---------------------------------------------------------------- models
 
-def load_models(paths=None) -> dict:
-    """{label: model}, or its path where an earlier model has that label. No paths: the shipped
-    ones. Raises StegoError."""
+def load_models(names=None, default=SHIPPED) -> dict:
+    """{label: model} from names of shipped models or paths; a model whose label is taken has its
+    name. No names: those of `default` that are there. Raises StegoError."""
     models = {}
-    for path in paths or filter(os.path.exists, SHIPPED):
-        model = stego.load_model(path)
+    for name in names or [name for name in default if os.path.isfile(model_path(name))]:
+        model = stego.load_model(name)
         label = label_of(model)
-        models[path if label in models else label] = model
+        models[name if label in models else label] = model
     return models
 
 

@@ -40,7 +40,7 @@ def test_robust_model_keeps_the_secret_intelligible(tmp_path):
     clean = scores["none"]["STOI"]
     for name in ("noise 50 dB", "gain 0.5", "rate x 3/4", "last 100 ms cut"):
         assert scores[name]["STOI"] > clean - 0.05 and clean > 0.5
-    assert scores["Opus 32 kbit/s"]["STOI"] < clean
+    assert (scores["Opus 32 kbit/s"]["STOI"] or 0) < clean, "lost, or worse"
 
 
 def test_a_pair_that_cannot_be_hidden(paths):

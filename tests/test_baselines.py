@@ -130,3 +130,4 @@ def test_labels_of_models(tmp_path):
     os.symlink(INN, other)
     assert list(baselines.load_models([INN, other])) == ["INN", other]
     assert list(baselines.load_models())[:2] == ["INN", "lattice"]
+    assert list(baselines.load_models(["robust", "wavinwav"])) == ["robust", "INN"]
