@@ -14,10 +14,7 @@ def with_length(raw):
     """A file object with the frames of an MP3 file object, behind a Xing header that has their
     number, and whether the file is cut off. If its own Xing header is right, it is returned itself.
     Raises OSError, and ValueError for a file that libsndfile would not read to its end."""
-    try:
-        content = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
-    except io.UnsupportedOperation:
-        content = raw.getvalue()
+    content = contents(raw)
     count, start, kinds, partial = _frames(content)
     if len(kinds) != 1:
         raise ValueError("changes its sample rate or channels midway" if kinds else
@@ -74,6 +71,14 @@ def _frame(content, at):
     size = (144000 if mpeg1 else 72000) * KBPS[mpeg1][bitrate] // hertz + (header >> 9 & 1)
     side_bytes = (17 if mono else 32) if mpeg1 else (9 if mono else 17)
     return size, (header & 0xFFFE0C00 | 0xC0 * mono, mpeg1, side_bytes)
+
+
+def contents(raw):
+    """All bytes of a file object, without reading them."""
+    try:
+        return mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
+    except io.UnsupportedOperation:
+        return raw.getvalue()
 
 
 def copied(head, raw, start):

@@ -109,17 +109,25 @@ def length(file):
 def check_whole(file, name):
     """Raises StegoError if audio is missing at the end of a Reader's file."""
     log = file.extra_info
-    words = "ile seems to be truncated|a truncated file|lacks an end-of-stream"
-    cut = file.cut or re.search(words, log)
+    cut = file.cut or re.search("ile seems to be truncated|a truncated file", log)
+    if file.format == "OGG":
+        content = mp3.contents(file.raw)
+        if len(re.findall(rb"OggS\0[\2\3\6\7]", content)) > 1:  # pages that begin a stream
+            raise StegoError(f"{name} holds several recordings, one after the other, of which only "
+                             "the first would be read; convert it to WAV")
+        page = content[content.rfind(b"OggS"):].ljust(27, b"\0")
+        cut = not page[5] & 4 or len(page) < 27 + page[26] + sum(page[27:27 + page[26]])
     sizes = re.findall(r"^ *(?:data|SSND|BODY|Data \w+) *:? (\d+) \(?should be (\d+)", log, re.M)
     claims = [(int(size), int(there)) for size, there in sizes]
     if file.format in ("AVR", "MAT5", "MPC2K", "NIST", "RF64"):  # libsndfile has no log of NIST
         log += file.head[:1024].decode("latin-1")
         counts = re.findall(r"(?:Frames +:|Cols :|sample_count -i) (\d+)", log)
         claims += [(int(count), file.frames) for count in counts]
-    if file.format == "W64":
-        for align, size in re.findall(r"Block Align +: (\d+)\n(?:.*\n)*?data : (\d+)", log):
-            claims.append(((int(size) - 24) // int(align), file.frames))
+    if file.format in ("W64", "CAF"):
+        pattern = r"(?:Block Align|Bytes / packet) +: (\d+)\n(?:.*\n)*?data : (\d+)"
+        for align, size in re.findall(pattern, log):
+            size = int(size) - (24 if file.format == "W64" else 4)
+            claims += [(size // int(align), file.frames)] if int(align) else []
     for claim, there in claims:
         # Encoders that do not know the length write almost 2 ** 31 or 2 ** 32.
         cut = cut or claim > there and not 0x7FFFF000 <= claim < 1 << 32

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tempfile
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from files import mp3
 from files.command import StegoError
 from files.sound import read_audio
 from files.source import check_range, length, open_audio
+from files.streams import private_folder
 from helpers import run_inside, voice, voices_in
 
 RATE = 22050  # MPEG-2: 576 samples in a frame
@@ -168,6 +170,28 @@ def test_flac_of_unknown_length(tmp_path, seconds):
         read_audio(path)
 
 
+@pytest.mark.parametrize("form, subtype", [
+    ("WAV", "PCM_16"), ("AIFF", "PCM_16"), ("AU", "PCM_16"), ("W64", "PCM_16"), ("CAF", "PCM_16"),
+    ("RF64", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS")])
+@pytest.mark.parametrize("lacking", [1, 6, 2000])
+def test_a_few_bytes_that_are_missing(tmp_path, form, subtype, lacking):
+    file = io.BytesIO()
+    soundfile.write(file, voice(3, 16000, 1), 16000, subtype, format=form)
+    (tmp_path / "x").write_bytes(file.getvalue())
+    assert len(read_audio(tmp_path / "x")[0]) == 48000
+    (tmp_path / "x").write_bytes(file.getvalue()[:-lacking])
+    with pytest.raises(StegoError, match="is cut off|cannot be read"):
+        read_audio(tmp_path / "x")
+
+
+def test_joined_ogg_files_are_refused(tmp_path):
+    file = io.BytesIO()
+    soundfile.write(file, voice(1, 16000, 1), 16000, "VORBIS", format="OGG")
+    (tmp_path / "x.ogg").write_bytes(2 * file.getvalue())
+    with pytest.raises(StegoError, match="x.ogg holds several recordings"):
+        read_audio(tmp_path / "x.ogg")
+
+
 # ---------------------------------------------------------------- samples
 
 @pytest.mark.parametrize("value, message", [
@@ -183,6 +207,14 @@ def test_samples_that_are_refused(tmp_path, value, message):
         code, _, err = run_inside(folder, "hide", *words, "-o", "out.wav")
         assert code == 1 and err.startswith("error: x.wav has samples") and message in err
     assert check_range(np.array([-3.0, 2.0]), "x") == 3, "some recorders go beyond full scale"
+
+
+def test_no_folder_for_temporary_files(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+    with pytest.raises(StegoError, match="no folder for temporary files; set TMPDIR"):
+        with private_folder():
+            pass
 
 
 def test_an_mp3_from_a_pipe_is_hidden_to_its_end(tmp_path):
