@@ -1,5 +1,4 @@
-"""A multi-scale STFT discriminator: does a waveform sound like speech, or like what came out of the
-network? And the adversary, which trains one beside the network that it judges.
+"""A multi-scale STFT discriminator, and the adversary, which trains one beside the network.
 
     discriminator = MultiScaleSTFTDiscriminator()
     real_logits, real_maps = discriminator(real)
@@ -23,11 +22,9 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrizations import weight_norm
 
-from wavlm_loss import load_torchaudio
-
 Logits = list[Tensor]  # of each scale [B, 1, N, F / 8]
 Maps = list[list[Tensor]]  # of each scale, after each activation [B, filters, N, F / 1 to 8]
-FAKES = {"stego": "cover", "cover^": "cover", "secret^": "secret"}  # and what they ought to be
+FAKES = {"stego": "cover", "cover^": "cover", "secret^": "secret"}  # and the waves they imitate
 
 
 def conv(inputs: int, outputs: int, kernel: tuple, stride: int = 1, dilation: int = 1,
@@ -39,6 +36,24 @@ def conv(inputs: int, outputs: int, kernel: tuple, stride: int = 1, dilation: in
     return nn.Sequential(OrderedDict(conv=weight_norm(layer) if norm else layer))
 
 
+class Spectrogram(nn.Module):
+    """The complex STFT with a Hann window, divided by the window's norm, at hops of a quarter of
+    it: torchaudio.transforms.Spectrogram(normalized="window", center=False)."""
+
+    def __init__(self, n_fft: int):
+        super().__init__()
+        self.register_buffer("window", torch.hann_window(n_fft))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, C, T] -> [B, C, F, N], in float32: half precision has too small a range, and no
+        FFT on a CPU."""
+        n_fft = len(self.window)
+        with torch.autocast(x.device.type, enabled=False):
+            spectrum = torch.stft(x.float().flatten(0, 1), n_fft, n_fft // 4, window=self.window,
+                                  center=False, return_complex=True)
+            return (spectrum / self.window.square().sum().sqrt()).unflatten(0, x.shape[:2])
+
+
 class STFTDiscriminator(nn.Module):
     """One scale: convs over the complex STFT, whose receptive field grows in time by dilation and
     in frequency by stride."""
@@ -46,9 +61,7 @@ class STFTDiscriminator(nn.Module):
     def __init__(self, n_fft: int, filters: int = 32, channels: int = 1, slope: float = 0.2):
         super().__init__()
         self.slope = slope
-        spectrogram = load_torchaudio().transforms.Spectrogram
-        self.spec_transform = spectrogram(n_fft, hop_length=n_fft // 4, power=None,
-                                          normalized="window", center=False)
+        self.spec_transform = Spectrogram(n_fft)
         self.convs = nn.ModuleList([
             conv(2 * channels, filters, (3, 9), norm=False),
             *(conv(filters, filters, (3, 9), stride=2, dilation=dilation)
@@ -60,9 +73,7 @@ class STFTDiscriminator(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """x [B, C, T], T at least n_fft -> logits [B, 1, N, F / 8] and the 5 feature maps, in the
         precision of the autocast."""
-        # half precision has too small a range, and no FFT on a CPU
-        with torch.autocast(x.device.type, enabled=False):
-            spectrum = self.spec_transform(x.float())
+        spectrum = self.spec_transform(x)
         x = torch.cat([spectrum.real, spectrum.imag], 1).transpose(2, 3)  # [B, 2C, N, F]
         maps = []
         for layer in self.convs:

@@ -15,10 +15,10 @@ fi
 here=$(dirname "$0") speech=$1 models=$2
 shift 2
 
-# make NAME FLAGS...: train, and copy the best weights to NAME.pt
+# make NAME MODULE FLAGS...: train, and copy the best weights to NAME.pt
 make() {
-    name=$1
-    shift
+    name=$1 module=$2
+    shift 2
     if [ -e "$models/$name.pt" ]; then
         echo "$models/$name.pt is there already"
         return
@@ -26,11 +26,11 @@ make() {
     if [ -e "$models/runs/$name/last.pt" ]; then
         set -- --resume "$@"
     fi
-    python "$here/train.py" --data_dir "$speech" --out_dir "$models/runs/$name" "$@"
+    PYTHONPATH="$here" python -m "$module" --data_dir "$speech" --out_dir "$models/runs/$name" "$@"
     cp "$models/runs/$name/best.pt" "$models/$name.pt"
 }
 
-make wavinwav "$@"                   # 1,500 steps: 14 minutes on one core
-make lattice --preset lattice "$@"   # 4,000 steps: 26 minutes; 500 come within 0.04 bits
-make robust --carriers 13 --reserve 0.14 --stego_snr 31 --stft 0 \
+make wavinwav train "$@"          # 1,500 steps: 14 minutes on one core
+make lattice lattice.train "$@"   # 4,000 steps: 26 minutes; 500 come within 0.04 bits
+make robust train --carriers 13 --reserve 0.14 --stego_snr 31 --stft 0 \
     --noise gaussian:36:50 --lr 6e-3 "$@"  # 1,500 steps: 5 minutes

@@ -1,4 +1,4 @@
-"""How differently WavLM hears two waveforms, as a loss.
+"""The distance between WavLM's hidden states of two waveforms, as a loss.
 
     loss = WavLMLoss("bshall/knn-vc", sample_rate=24000, device="cuda")
     loss(reference, estimate).backward()
@@ -14,7 +14,6 @@ Shapes: B batch, T samples, N frames of 20 ms, D dimensions of a hidden state.
 import inspect
 import os
 import re
-from importlib import metadata
 
 import torch
 from torch import Tensor, nn
@@ -26,16 +25,6 @@ RATE = 16000  # Hz, of all WavLM models
 SHORTEST = 400  # samples at this rate that make one frame
 SILENCE = 1e-6  # mean square, -60 dBFS: layer norm would make noise of it, and enormous gradients
 BUNDLES = ("WAVLM_BASE", "WAVLM_BASE_PLUS", "WAVLM_LARGE")
-STRIDES = 5, 2, 2, 2, 2, 2, 2  # of the convs of all WavLM models
-UNILM = (  # what microsoft/unilm calls its layers, and torchaudio
-    (r"^encoder", "encoder.transformer"), (r"pos_conv\.0", "pos_conv_embed.conv"),
-    (r"^layer_norm", "encoder.feature_projection.layer_norm"),
-    (r"^post_extract_proj", "encoder.feature_projection.projection"),
-    (r"(conv_layers\.\d+)\.0", r"\1.conv"), (r"(conv_layers\.\d+)\.2(\.1)?", r"\1.layer_norm"),
-    ("self_attn_layer_norm", "layer_norm"), ("fc1", "feed_forward.intermediate_dense"),
-    ("fc2", "feed_forward.output_dense"), ("self_attn", "attention"),
-    ("out_proj", "attention.out_proj"), ("relative_attention_bias", "rel_attn_embed"),
-    ("grep_linear", "gru_rel_pos_linear"), ("grep_a", "gru_rel_pos_const"))
 DISTANCES = {  # [B, N, D] x 2 -> [B]
     "l1": lambda a, b: (a - b).abs().mean((1, 2)),
     "l2": lambda a, b: (a - b).square().mean((1, 2)),
@@ -43,88 +32,33 @@ DISTANCES = {  # [B, N, D] x 2 -> [B]
 }
 
 
-class TorchaudioError(RuntimeError):
-    """torchaudio cannot be loaded: one line with both versions, the reason, and the remedy."""
-
-
-def load_torchaudio():
-    """The module torchaudio. Raises TorchaudioError, whatever its import raised."""
-    try:
-        import torchaudio
-        return torchaudio
-    except Exception as error:  # OSError, RuntimeError or ImportError, by what does not fit
-        try:
-            version = metadata.version("torchaudio")
-        except metadata.PackageNotFoundError:
-            version = "(none)"
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise TorchaudioError(
-            f"torchaudio {version} cannot be loaded beside torch {torch.__version__} ({reason}); "
-            "get two that were built together: pip install -r requirements.txt") from error
-
-
-def from_unilm(checkpoint: dict) -> nn.Module:
-    """torchaudio's WavLM with the weights of microsoft/unilm's, from what is in WavLM-Large.pt of
-    unilm and of bshall/knn-vc: {"cfg": fields, "model": state dict}. Raises KeyError, RuntimeError
-    for names or shapes that are not unilm's."""
-    fields, state = checkpoint["cfg"], {}
-    for name, x in checkpoint["model"].items():
-        for old, new in UNILM:
-            name = re.sub(old, new, name)
-        state[name] = x
-    del state["mask_emb"]  # of pretraining
-    for i in range(fields["encoder_layers"]):
-        start = f"encoder.transformer.layers.{i}.attention."
-        for kind in ("weight", "bias"):
-            parts = [state.pop(f"{start}{part}_proj.{kind}") for part in "qkv"]
-            state[f"{start}attention.in_proj_{kind}"] = torch.cat(parts)
-    convs = [state[f"feature_extractor.conv_layers.{i}.conv.weight"] for i in range(len(STRIDES))]
-    model = load_torchaudio().models.wavlm_model(
-        "layer_norm" if fields["extractor_mode"] == "layer_norm" else "group_norm",
-        [(len(x), x.shape[2], stride) for x, stride in zip(convs, STRIDES)], fields["conv_bias"],
-        fields["encoder_embed_dim"], 0.0, fields["conv_pos"], fields["conv_pos_groups"],
-        fields["encoder_layers"], fields["encoder_attention_heads"], fields["num_buckets"],
-        fields["max_distance"], 0.0, fields["encoder_ffn_embed_dim"], 0.0, 0.0,
-        fields["layer_norm_first"], 0.0, None)
-    model.load_state_dict(state, strict=True)
-    return model
-
-
 def load_teacher(source: str, device: str) -> nn.Module:
     """The WavLM module of a source, as WavLMLoss takes it."""
     owner, _, name = source.partition("/")
-    local, file = os.path.isdir(source), os.path.isfile(source)
-    bundle = not (local or file) and owner == "torchaudio"
+    local = os.path.isdir(source)
+    bundle = not local and owner == "torchaudio"
     if bundle and name not in BUNDLES:
         raise ValueError(f"{source}: torchaudio has {', '.join(BUNDLES)}")
-    if not (local or file or bundle or re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w./-]+)?", source)):
-        raise ValueError(f"{source} is not a folder or file, not owner/repo or owner/repo:ref, "
-                         "and not torchaudio/NAME")
-    pipelines = load_torchaudio().pipelines if bundle else None
+    if not (local or re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w./-]+)?", source)):
+        raise ValueError(f"{source} is not a folder, not owner/repo or owner/repo:ref, and not "
+                         "torchaudio/NAME")
     try:
-        if file:
-            return from_unilm(torch.load(source, map_location="cpu", weights_only=True))
         if bundle:
+            import torchaudio
             options = dict(weights_only=True, map_location="cpu")
-            return getattr(pipelines, name).get_model(dl_kwargs=options)
+            return getattr(torchaudio.pipelines, name).get_model(dl_kwargs=options)
         return torch.hub.load(source, "wavlm_large", source="local" if local else "github",
                               trust_repo=True, pretrained=True, progress=True, device=str(device))
     except Exception as error:  # a hubconf.py may raise anything
-        try:
-            load_torchaudio()  # many a hubconf.py imports it
-            broken = ""
-        except TorchaudioError as fault:
-            broken = f"; {fault}"
-        tried = "torchaudio's weights"
-        remedy = ("run once with a network, point torch.hub.set_dir at a cache that has it, or "
-                  "give a folder whose hubconf.py has wavlm_large(pretrained, progress, device)")
-        if file:
-            tried, remedy = "unilm's weights", "give WavLM-Large.pt as microsoft/unilm has it"
-        elif not bundle:
-            tried = f"entry wavlm_large of the {'folder' if local else 'GitHub repository'}"
+        tried = ("torchaudio's weights" if bundle else
+                 f"entry wavlm_large of the {'folder' if local else 'GitHub repository'}")
         raise RuntimeError(
             f"no WavLM from {source} ({tried}, with torch.hub's cache {torch.hub.get_dir()}): "
-            f"{type(error).__name__}: {' '.join(str(error).split())}; {remedy}{broken}") from error
+            f"{type(error).__name__}: {' '.join(str(error).split())}; run once with a network, "
+            "point torch.hub.set_dir at a cache that has it, or give a folder whose hubconf.py has "
+            "wavlm_large(pretrained, progress, device). torchaudio, where it is needed, must be "
+            f"the one built for torch {torch.__version__}: pip install -r requirements.txt"
+        ) from error
 
 
 class WavLMLoss:
@@ -132,8 +66,7 @@ class WavLMLoss:
 
     source: "owner/repo" or "owner/repo:ref" on GitHub, or a folder, with an entry
         wavlm_large(pretrained, progress, device) in its hubconf.py that returns WavLM as in
-        microsoft/unilm or torchaudio; or a file as WavLM-Large.pt of microsoft/unilm; or
-        "torchaudio/" and a name from BUNDLES
+        microsoft/unilm or torchaudio; or "torchaudio/" and a name from BUNDLES
     layers: numbers of the transformer's layers whose outputs are compared, from 1; by default all,
         or 6 for cosine
     distance: of two hidden states: "l1" or "l2", the mean absolute or squared difference; "cosine",
@@ -142,9 +75,7 @@ class WavLMLoss:
     device: of the waveforms
 
     Raises ValueError for an unknown source, distance or layer, RuntimeError where WavLM cannot be
-    had.
-    Not a module: a model that holds one has neither its weights in the state dict nor its
-    parameters to train.
+    loaded. Not a module, so that it adds neither weights nor parameters to a model that holds it.
     """
 
     def __init__(self, source: str = "bshall/knn-vc", layers=None, distance: str = "l1",

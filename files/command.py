@@ -99,6 +99,23 @@ def on_ending_signals(handler):
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def noting_signals():
+    """A list to which the numbers of ending signals are appended as they come. At the end, the
+    former handlers are put back. Outside the main thread, where Python has no signals, it stays
+    empty."""
+    noted, former = [], {}
+    if threading.current_thread() is threading.main_thread():
+        for number in ENDING:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                former[number] = signal.signal(number, lambda number, _: noted.append(number))
+    try:
+        yield noted
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
 def interrupt_on_signals():
     """Raise KeyboardInterrupt at an ending signal, so that temporary files are removed; a second
     one within 5 s (a closed terminal sends two) does not disturb that. Returns a list that is not

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from evaluation import scores
 from files import checkpoint
+from train import main as train_main
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 COVER, SECRET = (os.path.join(ROOT, "examples", f"{name}.wav") for name in ("cover", "secret"))
@@ -37,7 +38,7 @@ QUICK = [
     "--device", "cpu"]
 TINY = ["--bands", "16", "--carriers", "16", "--growth", "4", *QUICK]
 TINY_PAPER = ["--preset", "paper", "--blocks", "2", "--growth", "4", *QUICK]
-TINY_LATTICE = ["--preset", "lattice", "--growth", "4", *QUICK]
+TINY_LATTICE = ["--growth", "4", *QUICK]
 
 
 # ---------------------------------------------------------------- sounds
@@ -191,8 +192,16 @@ def refused(folder, words, expected, **more):
 
 # ---------------------------------------------------------------- train.py
 
-def train_command(*flags):
-    return [sys.executable, os.path.join(ROOT, "train.py"), *map(str, flags)]
+def train_command(*flags, module="train"):
+    """The command of train.py, from anywhere, or of a module, in ROOT."""
+    script = [os.path.join(ROOT, "train.py")] if module == "train" else ["-m", module]
+    return [sys.executable, *script, *map(str, flags)]
+
+
+def train(*flags, main=train_main):
+    """Run train.py, or another main, in this process, which has loaded torch already."""
+    torch.set_num_threads(1)
+    main([str(flag) for flag in flags])
 
 
 KILLED = """
@@ -207,16 +216,15 @@ def killing(source, target):
 
 os.replace = killing
 sys.argv = sys.argv[1:]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-runpy.run_path(sys.argv[0], run_name="__main__")
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 
 
-def train_killed(*flags):
+def train_killed(*flags, module="train"):
     """A run that is killed, without a chance to clean up, when its second last.pt is written but
     has not yet taken its place."""
-    words = [sys.executable, "-c", KILLED, *train_command(*flags)[1:]]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=200)
+    words = [sys.executable, "-c", KILLED, module, *map(str, flags)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200, cwd=ROOT)
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from discriminator import (
     MultiScaleSTFTDiscriminator,
+    Spectrogram,
     STFTDiscriminator,
     discriminator_loss,
     feature_matching_loss,
@@ -67,6 +68,16 @@ def by_hand(x, state, n_fft, slope):
     ((1024,), 94466), ((1024, 2048, 512), 283398), (FIVE, 472330)])
 def test_number_of_parameters(n_ffts, count):
     assert sum(p.numel() for p in MultiScaleSTFTDiscriminator(n_ffts).parameters()) == count
+
+
+@pytest.mark.parametrize("n_fft", [2048, 128])
+def test_spectrogram_is_torchaudios(n_fft):
+    transforms = pytest.importorskip("torchaudio").transforms
+    theirs = transforms.Spectrogram(n_fft, hop_length=n_fft // 4, power=None, normalized="window",
+                                    center=False)
+    ours, x = Spectrogram(n_fft), buzz(4, 5000).view(2, 2, -1)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    assert (ours(x) - theirs(x)).abs().max() < 1e-5
 
 
 def test_default_is_encodec():

@@ -1,10 +1,11 @@
-"""train.py as a user runs it: real files, real command lines, killed and resumed. Tiny networks,
-seconds each."""
+"""train.py and lattice.train as a user runs them: real files, real command lines, killed and
+resumed. Tiny networks, seconds each."""
 
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -24,13 +25,16 @@ from helpers import (
     TINY_PAPER,
     gradients,
     metrics,
+    train,
     train_command,
     train_killed,
     voice,
     weights,
 )
 from lattice import lattice
-from train import learning_rate, main, parse_arguments
+from lattice.train import main as lattice_main
+from train import DEFAULTS, Flags, learning_rate, main
+from training.flags import read
 
 
 @pytest.fixture(scope="module")
@@ -53,27 +57,30 @@ def data(tmp_path_factory):
     return folder
 
 
-def train(*flags, expect=0):
-    done = subprocess.run(train_command(*flags), capture_output=True, text=True, timeout=200)
-    assert done.returncode == expect, done.stderr
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
+def refused(*flags, main=main):
+    """The one line with which it ends."""
+    with pytest.raises(SystemExit) as caught:
+        train(*flags, main=main)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", [TINY, TINY_PAPER, TINY_LATTICE],
-                         ids=["lapped", "paper", "lattice"])
-def test_killed_and_resumed_ends_as_uninterrupted(data, tmp_path, preset):
+@pytest.mark.parametrize("main, preset", [
+    (main, TINY), (main, TINY_PAPER), (lattice_main, TINY_LATTICE)],
+    ids=["lapped", "paper", "lattice"])
+def test_killed_and_resumed_ends_as_uninterrupted(data, tmp_path, capsys, main, preset):
     flags = ["--data_dir", data, *preset, "--steps", 12]
-    whole = train(*flags, "--out_dir", tmp_path / "whole")
+    train(*flags, "--out_dir", tmp_path / "whole", main=main)
+    errors = capsys.readouterr().err
     for part in ("skipped 2 of 15 files", "broken.wav", "empty.wav"):
-        assert part in whole.stderr
+        assert part in errors
 
     cut = tmp_path / "cut"
-    train_killed(*flags, "--out_dir", cut)
+    train_killed(*flags, "--out_dir", cut, module=main.__module__)
     step = checkpoint.read(cut / "last.pt")["training"]["step"]
     assert step == 2 and len(metrics(cut)) == 2
-    train("--data_dir", data, "--out_dir", cut, "--resume", *preset)
+    train("--data_dir", data, "--out_dir", cut, "--resume", *preset, main=main)
     assert torch.equal(weights(cut / "last.pt"), weights(tmp_path / "whole" / "last.pt"))
     assert torch.equal(weights(cut / "best.pt"), weights(tmp_path / "whole" / "best.pt"))
     assert (cut / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
@@ -82,33 +89,29 @@ def test_killed_and_resumed_ends_as_uninterrupted(data, tmp_path, preset):
     assert [bool(row[validated]) for row in metrics(cut)] == [False, True] * 3
 
 
-@pytest.mark.skipif(os.name == "nt", reason="signals differ")
-def test_ctrl_c_saves_between_checkpoints(data, tmp_path):
-    flags = ["--data_dir", data, *TINY, "--steps", 10000, "--save_every", 5000]
-    process = subprocess.Popen(train_command(*flags, "--out_dir", tmp_path),
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "metrics.csv").exists() or len(metrics(tmp_path)) < 2:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 130 and "--resume" in errors and "Traceback" not in errors
-    assert checkpoint.read(tmp_path / "last.pt")["training"]["step"] >= 4
-
-
-@pytest.mark.skipif(os.name == "nt", reason="signals differ")
-def test_sigterm_to_all_processes_saves(data, tmp_path):
-    """As batch schedulers send it: also to the processes that load data."""
-    flags = ["--data_dir", data, *TINY, "--workers", 2, "--steps", 10000, "--save_every", 5000]
-    process = subprocess.Popen(train_command(*flags, "--out_dir", tmp_path),
+def begun(data, folder, *more, module="train"):
+    """A long run that has written its first rows, in a session of its own."""
+    flags = ["--data_dir", data, *more, "--steps", 10000, "--save_every", 5000]
+    process = subprocess.Popen(train_command(*flags, "--out_dir", folder, module=module), cwd=ROOT,
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                                start_new_session=True)
-    while not (tmp_path / "metrics.csv").exists() or len(metrics(tmp_path)) < 2:
+    while not (folder / "metrics.csv").exists() or len(metrics(folder)) < 2:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGTERM)
+    return process
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals differ")
+@pytest.mark.parametrize("module, flags, number, send", [
+    ("train", TINY, signal.SIGINT, os.kill),
+    ("train", [*TINY, "--workers", 2], signal.SIGTERM, os.killpg),  # as batch schedulers send it
+    ("lattice.train", TINY_LATTICE, signal.SIGTERM, os.kill)])
+def test_a_signal_saves_between_checkpoints(data, tmp_path, module, flags, number, send):
+    process = begun(data, tmp_path, *flags, module=module)
+    send(process.pid, number)
     errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 143 and "--resume" in errors and "Traceback" not in errors
+    assert process.returncode == 128 + number and "Traceback" not in errors
+    assert errors.splitlines()[-1].startswith("stopped; ") and "--resume" in errors
     assert checkpoint.read(tmp_path / "last.pt")["training"]["step"] >= 4
 
 
@@ -128,16 +131,10 @@ def members(session):
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="no list of processes here")
 def test_loaders_die_with_their_parent(data, tmp_path):
-    flags = ["--data_dir", data, *TINY, "--workers", 2, "--steps", 10000]
-    process = subprocess.Popen(train_command(*flags, "--out_dir", tmp_path),
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                               start_new_session=True)
-    while not (tmp_path / "metrics.csv").exists() or len(metrics(tmp_path)) < 1:
-        assert process.poll() is None
-        time.sleep(0.05)
+    process = begun(data, tmp_path, *TINY, "--workers", 2)
     assert len(members(process.pid)) >= 3, "two loaders, or the rest would show nothing"
     process.kill()
-    process.wait()
+    process.communicate()
     deadline = time.time() + 60
     while (left := members(process.pid)) and time.time() < deadline:
         time.sleep(0.1)
@@ -146,13 +143,26 @@ def test_loaders_die_with_their_parent(data, tmp_path):
     assert not left, "loaders were left"
 
 
+def test_main_leaves_signals_as_they_were_and_runs_in_a_thread(data, tmp_path):
+    """As in a notebook."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    words = "--data_dir", data, *TINY, "--steps", 2, "--out_dir"
+    train(*words, tmp_path / "a")
+    assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    thread = threading.Thread(target=train, args=[*words, tmp_path / "b"])
+    thread.start()
+    thread.join()
+    assert torch.equal(weights(tmp_path / "a" / "last.pt"), weights(tmp_path / "b" / "last.pt"))
+
+
 FAILING = """
-import sys, objective, train
+import sys, train
+from training import losses
 
 def fail(reference, estimate):
     raise ArithmeticError("no distance")
 
-objective.stft_distance = fail
+losses.stft_distance = fail
 train.main(sys.argv[1:])
 """
 
@@ -167,7 +177,7 @@ def test_a_fault_in_a_step_ends_the_run(data, tmp_path):
 
 
 def test_training_learns(data, tmp_path):
-    """A network that has learned nothing scores what the first validation shows, nearly."""
+    """An untrained network has nearly the scores of the first validation."""
     train("--data_dir", data, *TINY, "--steps", 60, "--val_every", 2, "--out_dir", tmp_path)
     scores = [float(row["val_stego_snr"]) + float(row["val_secret_snr"])
               for row in metrics(tmp_path) if row["val_stego_snr"]]
@@ -175,17 +185,15 @@ def test_training_learns(data, tmp_path):
     cover, secret = (torch.from_numpy(voice(1, 16000, seed)) for seed in (20, 21))
     model = wavinwav.load(tmp_path / "best.pt")
     assert model.reveal(model.hide(cover, secret)[0])[1].shape == (16000,)
+    assert (tmp_path / "metrics.png").stat().st_size > 5000
 
 
 def test_lattice_training_learns(data, tmp_path):
     train("--data_dir", data, *TINY_LATTICE, "--steps", 60, "--lr", "1e-2", "--val_every", 20,
-          "--out_dir", tmp_path)
+          "--out_dir", tmp_path, main=lattice_main)
     bits = [float(row["val_bits"]) for row in metrics(tmp_path) if row["val_bits"]]
     assert bits[-1] < bits[0] - 0.05, bits
-    cover, secret = (torch.from_numpy(voice(1, 16000, seed)) for seed in (20, 21))
-    model = lattice.load(tmp_path / "best.pt")
-    stego, r = model.hide(cover, secret)
-    assert (model.reveal(stego)[1] - secret + r[16000:]).abs().max() < 1e-6
+    assert lattice.load(tmp_path / "best.pt").config.growth == 4
 
 
 def test_init_from_takes_network_and_weights(data, tmp_path):
@@ -197,27 +205,62 @@ def test_init_from_takes_network_and_weights(data, tmp_path):
     assert wavinwav.load(tmp_path / "b" / "last.pt").config.bands == 16
 
 
-def test_every_loss_trains_every_preset(data, tmp_path):
-    for name, preset in (("lapped", TINY), ("paper", TINY_PAPER)):
-        losses = ["--w_stego", 1, "--w_cover", 1, "--w_secret", 1, "--w_z", 1, "--wave", 1,
-                  "--stft", 1, "--snr", 0.01]
-        train("--data_dir", data, *preset, *losses, "--steps", 4, "--accumulate", 2,
-              "--out_dir", tmp_path / name)
-        assert metrics(tmp_path / name)[-1]["skipped"] == "0"
+@pytest.mark.parametrize("preset", [TINY, TINY_PAPER], ids=["lapped", "paper"])
+def test_metrics_have_each_term_of_the_loss(data, tmp_path, preset):
+    losses = ["--w_stego", 1, "--w_cover", 2, "--w_secret", 3, "--w_z", 4, "--wave", 5,
+              "--stft", 6, "--snr", 0.01]
+    train("--data_dir", data, *preset, *losses, "--steps", 4, "--accumulate", 2,
+          "--out_dir", tmp_path)
+    for row in metrics(tmp_path):
+        terms = {name: float(value) for name, value in row.items() if name.startswith("loss_")}
+        assert terms.keys() == {"loss_z", *(f"loss_{pair}_{kind}" for kind in (
+            "wave", "stft", "snr") for pair in ("stego", "cover", "secret"))}
+        assert sum(terms.values()) == pytest.approx(float(row["loss"]), rel=1e-4)
+        assert float(row["skipped"]) == 0
 
 
-def test_non_finite_steps_are_skipped_and_many_stop_the_run(data, tmp_path):
-    done = train("--data_dir", data, *TINY, "--steps", 50, "--snr", "1e38", "--max_skipped", 4,
-                 "--out_dir", tmp_path, expect=1)
-    assert "not finite 4 times in a row" in done.stderr
+def test_a_finished_run_can_be_extended(data, tmp_path):
+    """It goes on as one whose learning rate was for more steps from there on."""
+    flags = ["--data_dir", data, *TINY_PAPER, "--schedule", "decay", "--warmup", 0, "--lr", 1e-3]
+    train(*flags, "--steps", 4, "--out_dir", tmp_path)
+    train("--out_dir", tmp_path, "--resume", "--steps", 16, "--log_every", 1, "--val_every", 3,
+          "--no_progress")
+    rows = metrics(tmp_path)
+    assert [int(row["step"]) for row in rows] == [2, 4, *range(5, 17)]
+    assert [float(row["lr"]) for row in rows[2:7]] == pytest.approx([1e-4] * 4 + [1e-5])
+    assert "--lr 1.0 differs from the 0.001 of" in refused(
+        "--out_dir", tmp_path, "--resume", "--steps", 20, "--lr", 1)
+
+
+def test_many_skipped_steps_end_the_run(data, tmp_path):
+    assert "20 steps in a row were skipped, up to step 20" in refused(
+        "--data_dir", data, *TINY, "--steps", 50, "--snr", "1e38", "--save_every", 4, "--out_dir",
+        tmp_path)
     before = checkpoint.read(tmp_path / "last.pt")
-    assert before["training"]["step"] == 2 and before["training"]["skipped"].tolist() == [2, 2]
+    assert before["training"]["step"] == 16
+    assert before["training"]["skipped"].tolist() == [16, 16, 0]
     assert weights(tmp_path / "last.pt").isfinite().all()
     assert all(not state["step"] for state in before["training"]["optimiser"]["state"].values())
+    assert metrics(tmp_path)[-1]["loss"] == "nan"
+
+
+def test_an_exploded_loss_ends_the_run(data, tmp_path):
+    assert "the loss has exploded, from" in refused(
+        "--data_dir", data, *TINY_PAPER, "--steps", 400, "--lr", 0.03, "--clip", 1e9, "--out_dir",
+        tmp_path)
+    assert len(metrics(tmp_path)) < 100
+
+
+def test_steps_with_a_spike_in_the_gradient_are_skipped(data, tmp_path):
+    train("--data_dir", data, *TINY, "--steps", 20, "--spike", 1.1, "--out_dir", tmp_path)
+    saved = checkpoint.read(tmp_path / "last.pt")["training"]
+    skipped = int(metrics(tmp_path)[-1]["skipped"])
+    assert 0 < skipped < 20 and saved["skipped"][0] == skipped
+    assert {int(state["step"]) for state in saved["optimiser"]["state"].values()} == {20 - skipped}
 
 
 def test_fused_adam_skips_a_non_finite_step():
-    """What the loop and the adversary build on."""
+    """As the loop and the adversary expect."""
     network = torch.nn.Linear(3, 1)
     optimiser = torch.optim.Adam(network.parameters(), 0.1, fused=True)
     states = []
@@ -233,8 +276,8 @@ def test_fused_adam_skips_a_non_finite_step():
 
 
 def test_bf16_training_runs_on_a_cpu(data, tmp_path):
-    train("--data_dir", data, *TINY, "--amp", "bf16", "--steps", 4, "--out_dir", tmp_path)
-    assert float(metrics(tmp_path)[-1]["stego_snr"]) > 5
+    train("--data_dir", data, *TINY_PAPER, "--amp", "bf16", "--steps", 4, "--out_dir", tmp_path)
+    assert float(metrics(tmp_path)[-1]["loss"]) < 100
 
 
 def test_fp16_skips_what_overflows(data, tmp_path):
@@ -269,15 +312,14 @@ def test_accumulation_equals_a_larger_batch(data, tmp_path):
     (["--schedule", "decay", "--warmup", "0", "--steps", "8"],
      {0: 1.0, 1: 1.0, 2: 0.1, 3: 0.1, 4: 0.01, 6: 0.001, 7: 0.001})])
 def test_learning_rate(flags, expected):
-    args, _ = parse_arguments(["--data_dir", "x", "--lr", "1", *flags])
+    flags, *_ = read(Flags, DEFAULTS, "", ["--data_dir", "x", "--lr", "1", *flags])
     for step, rate in expected.items():
-        assert learning_rate(step, args) == pytest.approx(rate)
+        assert learning_rate(step, flags) == pytest.approx(rate)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("amp", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("preset", [TINY, TINY_PAPER, TINY_LATTICE],
-                         ids=["lapped", "paper", "lattice"])
+@pytest.mark.parametrize("preset", [TINY + ["--adversarial"], TINY_PAPER], ids=["lapped", "paper"])
 def test_cuda(data, tmp_path, preset, amp):
     """fp16 has a GradScaler, which begins too high: some of the first steps may be skipped."""
     flags = ["--data_dir", data, *preset, "--device", "cuda", "--amp", amp, "--steps", 24]
@@ -288,7 +330,6 @@ def test_cuda(data, tmp_path, preset, amp):
         assert saved["scaler"]["scale"] == 65536 / 2 ** skipped
     else:
         assert not saved["scaler"] and skipped == 0
-    train("--data_dir", data, *QUICK, "--device", "cuda", "--out_dir", tmp_path, "--resume")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -301,9 +342,9 @@ def test_no_step_waits_for_the_device(data, tmp_path, preset):
              "--crop", 0.2, "--steps", 8, "--log_every", 8, "--val_every", 8, "--save_every", 8]
     script = ("import sys, torch, train\n"
               "rate = train.learning_rate\n"
-              "def strict(step, args):\n"
+              "def strict(step, flags):\n"
               "    torch.cuda.set_sync_debug_mode('error' if 0 < step < 7 else 'default')\n"
-              "    return rate(step, args)\n"
+              "    return rate(step, flags)\n"
               "train.learning_rate = strict\n"
               "train.main(sys.argv[1:])\n")
     done = subprocess.run([sys.executable, "-c", script, *map(str, flags), "--out_dir", tmp_path],
@@ -333,8 +374,8 @@ def test_one_line_for_what_cannot_be_done(data, tmp_path):
     out = ["--out_dir", tmp_path / "new"]
     cases = [
         (["--data_dir", tmp_path / "missing", *out], "is not a folder"),
-        (["--data_dir", tmp_path / "empty", *out], "has 0 audio files"),
-        (["--data_dir", tmp_path / "silent", *out], "silent"),
+        (["--data_dir", tmp_path / "empty", *out], "too few audio files to train on: 0 of the 0"),
+        (["--data_dir", tmp_path / "silent", *out], "no file to validate on: 100 in a row"),
         (["--data_dir", data, "--val_dir", tmp_path / "empty", *out], "to validate on"),
         (["--data_dir", data, *out, "--resume"], "nothing to resume"),
         (["--data_dir", data, "--out_dir", tmp_path / "run"], "go on with --resume"),
@@ -342,23 +383,10 @@ def test_one_line_for_what_cannot_be_done(data, tmp_path):
         (["--data_dir", data, *out, "--carriers", 65], "carriers must be at most the 64 bands"),
         (["--data_dir", data, *out, "--noise", "echo"], "there is no noise 'echo'"),
         (["--data_dir", data, *out, "--noise", "gain:3:-3"], "lowest and the highest"),
-        (["--data_dir", data, *out, "--trained", "xyz"], "in the name of no parameter"),
         (["--data_dir", data, *out, "--init_from", data / "notes.txt"], "is not a WavInWav model"),
-        (["--data_dir", data, *out, "--init_from", LATTICE], "give --preset lattice"),
+        (["--data_dir", data, *out, "--init_from", LATTICE], "is not a network of this version"),
         (["--data_dir", data, *out, "--init_from", INN, "--preset", "paper"],
-         "give --preset lapped"),
-        (["--data_dir", data, *out, "--init_from", INN, "--preset", "lattice"],
          "give --preset lapped"),
     ]
     for flags, expected in cases:
-        with pytest.raises(SystemExit) as caught:  # here, since a subprocess loads torch anew
-            main([str(flag) for flag in flags])
-        assert expected in str(caught.value) and len(str(caught.value).splitlines()) == 1
-    done = train(*cases[1][0], expect=1)
-    assert done.stderr.count("\n") == 1
-
-
-def test_resume_refuses_other_flags(data, tmp_path):
-    train("--data_dir", data, *TINY, "--steps", 2, "--out_dir", tmp_path)
-    done = train("--data_dir", data, "--lr", "0.5", "--out_dir", tmp_path, "--resume", expect=1)
-    assert "--lr 0.5 differs from the" in done.stderr and "Traceback" not in done.stderr
+        assert expected in refused(*flags)

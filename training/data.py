@@ -1,10 +1,10 @@
-"""Files of speech, or a dataset of the Hugging Face hub, as pairs of crops.
+"""Speech files, or a Hugging Face dataset, as pairs of crops.
 
     pairs = Pairs(find_audio("speech"), rate=16000, samples=32000, seed="train 0")
-    cover, secret, number = pairs[7]  # the same whenever, and wherever, it is asked for
-    for cover, secret, numbers in batches(pairs, 4, first=0, count=100, workers=1): ...
+    cover, secret, number, unusable, reason = pairs[7]
+    for batch in batches(pairs, batch_size=4, first=0, count=100, workers=1): ...
 
-Shapes: B pairs of a batch, T samples of a crop, N crops.
+Shapes: B pairs in a batch, T samples in a crop.
 """
 
 import bisect
@@ -14,30 +14,49 @@ import math
 import os
 import random
 import sys
+from typing import NamedTuple
 
 import soundfile
 import torch
+from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from files.command import one_line
+from files.command import StegoError, one_line
 from files.resample import resample
+from files.source import check_range, length, open_audio
+from training.processes import RANK, WORLD, stop
 
-RANK = int(os.environ.get("RANK", 0))  # torchrun sets these: which process this is, of how many
-WORLD = int(os.environ.get("WORLD_SIZE", 1))
-SILENCE = 1e-5  # mean square of a crop, -50 dBFS: under it there is nothing to hide or to hide in
-UNREADABLE = soundfile.LibsndfileError, OSError
+SILENCE = 1e-5  # mean square, -50 dBFS: below, there is nothing to hide or to hide in
+TRIES = 20  # crops of a file that may be silent before it counts as silent
+PATIENCE = 100  # unusable files before the run ends
+OLDEST_DATASETS = "3.0"
 
 
-def stop(message):
-    """End the run with one line on stderr, from one process."""
-    sys.exit(one_line(message) if RANK == 0 else 1)
+class Unusable(StegoError):
+    """Why a file or an item gives no crop."""
+
+
+class DataError(Exception):
+    """Why there are no more pairs, in one line."""
+
+    def __init__(self, text):  # a DataLoader puts a worker's traceback before it
+        super().__init__(text.rpartition("DataError: ")[2].strip())
+
+
+class Pair(NamedTuple):
+    """Two crops, or a batch of them."""
+
+    cover: Tensor  # float32 [T] or [B, T]
+    secret: Tensor
+    number: int  # unique in the run
+    unusable: int  # files or items that were drawn for it, and could not be used
+    reason: str  # of the first of them
 
 
 def find_audio(folder):
-    """(path, frames, rate) of all audio files under a folder, sorted by path. What links lead to
-    more than once, a folder or a file, counts once. Files that are empty, or cannot be read, are
-    named in one warning."""
+    """(path, frames, rate) of all audio files under a folder, sorted by path. A file that several
+    links lead to is listed once. Empty and unreadable files are named in one warning."""
     if not os.path.isdir(folder):
         stop(f"{folder} is not a folder")
     endings = {"." + name.lower() for name in soundfile.available_formats()} - {".raw"}
@@ -56,12 +75,9 @@ def find_audio(folder):
     first = {os.path.realpath(path): path for path in sorted(paths, reverse=True)}
     for path in sorted(first.values()):
         try:
-            info = soundfile.info(os.fsencode(path)) if os.path.isfile(path) else None
-        except UNREADABLE:
-            info = None
-        if info and info.frames > 0:
-            files.append((path, info.frames, info.samplerate))
-        else:
+            with open_sound(path) as sound:
+                files.append((path, length(sound), sound.samplerate))
+        except Unusable:
             bad.append(path)
     if bad and RANK == 0:
         names = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
@@ -70,76 +86,89 @@ def find_audio(folder):
     return files
 
 
-def read_crop(file, rng, samples, rate):
-    """A crop that begins anywhere in a sound file (a path, or a file object): mono, at `rate` Hz,
-    float32 [samples], with zeros after the end of a shorter file. Raises one of UNREADABLE."""
-    file = os.fsencode(file) if isinstance(file, (str, os.PathLike)) else file
-    with soundfile.SoundFile(file) as sound:
-        need = math.ceil(samples * sound.samplerate / rate)
-        if sound.frames > need:
-            sound.seek(rng.randrange(sound.frames - need + 1))
-        x = torch.from_numpy(sound.read(need, dtype="float32", always_2d=True).mean(1))
-    if len(x):
-        x = resample(x, sound.samplerate, rate)
-    return functional.pad(x[:samples], (0, max(0, samples - len(x))))
-
-
-def usable_crop(file, rng, samples, rate, gain):
-    """A crop whose level is changed by up to `gain` dB; None if it is silent or cannot be read."""
+def open_sound(source):
+    """A files.source.Reader of a path, or of a file's bytes. Raises Unusable."""
     try:
-        x = read_crop(file, rng, samples, rate)
-    except UNREADABLE:
-        return None
-    if not SILENCE < x.square().mean() < math.inf:  # as NaN is not
-        return None
-    return x * 10 ** (rng.uniform(-gain, gain) / 20)
+        source = io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)
+        return open_audio(source, "it")
+    except StegoError as error:
+        raise Unusable(str(error)) from error
+
+
+def read_crop(source, rng, samples, rate):
+    """A crop that begins anywhere in a path or a file's bytes: mono, at `rate` Hz, float32
+    [samples], with zeros after the end of a shorter file. Raises Unusable."""
+    with open_sound(source) as sound:
+        frames, need = length(sound), math.ceil(samples * sound.samplerate / rate)
+        try:
+            if frames > need:
+                sound.seek(rng.randrange(frames - need + 1))
+            x = sound.read(min(need, frames), dtype="float32", always_2d=True).mean(1)
+        except soundfile.LibsndfileError as error:
+            raise Unusable(f"it cannot be read to its end ({error})") from error
+        own_rate = sound.samplerate
+    try:
+        check_range(x, "it")
+    except StegoError as error:
+        raise Unusable(str(error)) from error
+    x = resample(torch.from_numpy(x), own_rate, rate)[:samples]
+    return functional.pad(x, (0, samples - len(x)))
+
+
+def usable_crop(source, rng, samples, rate, gain):
+    """A crop that is not silent, its level changed by up to `gain` dB. Raises Unusable."""
+    for _ in range(TRIES):
+        x = read_crop(source, rng, samples, rate)
+        if x.square().mean() > SILENCE:
+            return x * 10 ** (rng.uniform(-gain, gain) / 20)
+    raise Unusable("it is silent")
 
 
 class Pairs(Dataset):
-    """Pairs of crops of two different files: n -> cover, secret, float32 [T], n. Each crop's level
-    is changed by up to `gain` dB. Pair n depends on seed and n alone."""
+    """Pairs of crops of two different files. Pair n depends on seed and n alone. The level of each
+    crop is changed by up to `gain` dB."""
 
-    def __init__(self, files, rate, samples, seed, gain=0.0):
+    def __init__(self, files, rate, samples, seed, gain=0.0, purpose="train"):
         self.files, self.rate, self.samples = files, rate, samples
-        self.seed, self.gain = seed, gain
+        self.seed, self.gain, self.purpose = seed, gain, purpose
         seconds = (max(frames / own, samples / rate) for _, frames, own in files)
-        self.ends = list(itertools.accumulate(seconds))
+        self.ends = list(itertools.accumulate(seconds, initial=0.0))
 
-    def crop(self, rng, other=None):
-        """A crop that is not silent, of a file drawn by duration, and the file's index."""
-        for _ in range(1000):
-            chosen = bisect.bisect(self.ends, rng.random() * self.ends[-1])
-            chosen = min(chosen, len(self.files) - 1)
-            if chosen == other:
-                continue
-            x = usable_crop(self.files[chosen][0], rng, self.samples, self.rate, self.gain)
-            if x is not None:
-                return x, chosen
-        raise RuntimeError(f"1000 crops in a row, of {self.files[0][0]} and others, were silent or "
-                           "could not be read")
+    def draw(self, rng, problems, other=None):
+        """A crop of a file, drawn by duration from all but one, and the file's index. Appends to
+        `problems` those that were unusable. Raises DataError."""
+        skipped = (self.ends[other], self.ends[other + 1]) if other is not None else (0.0, 0.0)
+        for _ in range(PATIENCE):
+            place = rng.random() * (self.ends[-1] - skipped[1] + skipped[0])
+            place += (skipped[1] - skipped[0]) * (place >= skipped[0])
+            chosen = min(bisect.bisect(self.ends, place), len(self.files)) - 1
+            try:
+                path = self.files[chosen][0]
+                return usable_crop(path, rng, self.samples, self.rate, self.gain), chosen
+            except Unusable as error:
+                problems.append(f"{path}: {error}")
+        names = "; ".join(dict.fromkeys(problems[-3:]))
+        raise DataError(f"no file to {self.purpose} on: {PATIENCE} in a row are unusable, the last "
+                        f"of them {names}")
 
-    def __getitem__(self, index):
-        rng = random.Random(f"{self.seed}/{index}")
-        cover, chosen = self.crop(rng)
-        return cover, self.crop(rng, other=chosen)[0], index
-
-    def sample(self, count):
-        """Other crops, to measure on: [count, T]."""
-        rngs = (random.Random(f"{self.seed}/sample {n}") for n in range(count))
-        return torch.stack([self.crop(rng)[0] for rng in rngs])
+    def __getitem__(self, number):
+        rng, problems = random.Random(f"{self.seed}/{number}"), []
+        cover, chosen = self.draw(rng, problems)
+        secret, _ = self.draw(rng, problems, chosen)
+        return Pair(cover, secret, number, len(problems), problems[0] if problems else "")
 
 
 class HubPairs:
-    """Pairs of crops of the items of a Hugging Face dataset, streamed: pair n of a process is made
-    of the items 2 n and 2 n + 1 of its share, which are shuffled among a thousand. They look like
-    those of `Pairs`."""
+    """Pairs of crops of a Hugging Face dataset, streamed: pair n of a process is of the items 2 n
+    and 2 n + 1 of its share, which are shuffled, among so many, anew in each epoch. A pair with
+    an unusable item is skipped."""
 
-    def __init__(self, stream, column, rate, samples, seed, gain=0.0, shuffled=1000):
+    def __init__(self, stream, column, rate, samples, seed, gain=0.0, shuffled=0):
         self.stream, self.column, self.rate, self.samples = stream, column, rate, samples
         self.seed, self.gain, self.shuffled = seed, gain, shuffled
 
-    def items(self, first=0, rank=0, world=1):
-        """From item `first` of a process's share on; without end."""
+    def items(self, rank=0, world=1):
+        """A process's share of the items, epoch after epoch, without end. Raises DataError."""
         from datasets.distributed import split_dataset_by_node
         stream = self.stream
         if self.shuffled:
@@ -147,43 +176,60 @@ class HubPairs:
             stream = stream.shuffle(seed, buffer_size=self.shuffled)
         if world > 1:
             stream = split_dataset_by_node(stream, rank, world)
-        for item in stream.repeat(None).skip(first):
-            yield item[self.column]
-
-    def crop(self, item, rng):
-        """A crop of an item {"bytes": ..., "path": ...}; faint noise where twenty crops are not
-        usable, so that the items that follow keep their numbers."""
-        for _ in range(20):
-            file = io.BytesIO(item["bytes"]) if item["bytes"] else item["path"]
-            x = usable_crop(file, rng, self.samples, self.rate, self.gain)
-            if x is not None:
-                return x
-        generator = torch.Generator().manual_seed(rng.getrandbits(31))
-        return 0.01 * torch.randn(self.samples, generator=generator)
+        for epoch in itertools.count():
+            stream.set_epoch(epoch)
+            item = None
+            try:
+                for item in stream:
+                    yield item[self.column]
+            except Exception as error:  # of many kinds: no network, a file that is gone
+                raise DataError(f"the dataset gives no more items ({summary(error)})") from error
+            if item is None:
+                raise DataError(f"the dataset has too few items for {world} processes")
 
     def pairs(self, first=0, rank=0, world=1):
-        """From pair `first` of a process on; without end."""
-        items = self.items(2 * first, rank, world)
-        for n in itertools.count(first):
-            number = n * world + rank
+        """From pair `first` of a process on, without end. Raises DataError."""
+        items = itertools.islice(self.items(rank, world), 2 * first, None)
+        problems, excess, cause = [], 0, ""
+        for own in itertools.count(first):
+            two = list(itertools.islice(items, 2))
+            number, crops = own * world + rank, []
             rng = random.Random(f"{self.seed}/{number}")
-            yield self.crop(next(items), rng), self.crop(next(items), rng), number
+            for item in two:
+                try:
+                    crops.append(usable_crop(content(item), rng, self.samples, self.rate,
+                                             self.gain))
+                    excess = max(0, excess - 1)
+                except Unusable as error:
+                    problems.append(f"an item: {error}")
+                    excess += 1
+                    cause = problems[-1] if excess == 1 else cause
+            if excess >= PATIENCE:
+                raise DataError(f"more than half of the items are unusable, the first: {cause}")
+            if len(crops) == 2:
+                yield Pair(*crops, number, len(problems), problems[0] if problems else "")
+                problems = []
 
-    def sample(self, count):
-        """Crops to measure on: [count, T]. They are the first items'."""
-        items = enumerate(itertools.islice(self.items(), count))
-        return torch.stack([self.crop(item, random.Random(f"{self.seed}/sample {n}"))
-                            for n, item in items])
+
+def content(item):
+    """The path or the bytes of an item {"path": ..., "bytes": ...}. Raises Unusable."""
+    if not item or not (item["bytes"] or item["path"]):
+        raise Unusable("it is empty")
+    if item["bytes"] or "://" not in item["path"]:
+        return item["bytes"] or item["path"]
+    import fsspec
+    with fsspec.open(item["path"], "rb") as file:
+        return file.read()
 
 
 class Stream(IterableDataset):
-    """What DataLoader reads of HubPairs, on one process, from its pair `first` on."""
+    """HubPairs as a DataLoader takes them, from a process's pair `first` on."""
 
-    def __init__(self, pairs, first):
-        self.pairs, self.first = pairs, first
+    def __init__(self, pairs, *place):
+        self.pairs, self.place = pairs, place
 
     def __iter__(self):
-        return self.pairs.pairs(self.first, RANK, WORLD)
+        return self.pairs.pairs(*self.place)
 
 
 def share(first, count, batch_size, rank, world):
@@ -194,84 +240,123 @@ def share(first, count, batch_size, rank, world):
 
 
 def leave_signals_to_the_parent(worker):
-    """A signal to the whole process group must not take the data from a loop that is about to save.
-    (Ignoring signals would not do: Python ends its workers by one, and waits for them.)"""
-    os.setpgrp()
+    """A signal to the whole process group must not end a loader while the run saves. (Ignoring
+    signals would not do: Python ends its workers by one, and waits for them.)"""
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
 
 
-def batches(pairs, batch_size, first, count, workers):
-    """`count` batches of this process, after all processes together have used `first` pairs: cover,
-    secret [B, T], and the pairs' numbers [B]."""
+def batches(pairs, batch_size, first, count, workers, rank=RANK, world=WORLD):
+    """`count` batches of a process, each a Pair of tensors, from pair `first` of the run on."""
     if isinstance(pairs, HubPairs):
-        dataset, sampler = Stream(pairs, first // WORLD), None
-        workers = min(workers, 1)
+        dataset = Stream(pairs, math.ceil((first - rank) / world), rank, world)
+        sampler, workers = None, min(workers, 1)
     else:
-        dataset, sampler = pairs, share(first, count, batch_size, RANK, WORLD)
+        dataset, sampler = pairs, share(first, count, batch_size, rank, world)
     loader = DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers,
                         pin_memory=torch.cuda.is_available(),
                         worker_init_fn=leave_signals_to_the_parent)
     return itertools.islice(loader, count)
 
 
-def open_hub(name, config, split, column):
-    """The items of a dataset on the hub, or in a folder that `datasets` reads, as a stream."""
+def sample(pairs, count):
+    """Crops to measure on, the same in every process: [count, T]."""
+    batch = next(batches(pairs, math.ceil(count / 2), 0, 1, workers=0, rank=0, world=1))
+    return torch.cat([batch.cover, batch.secret])[:count]
+
+
+def summary(error):
+    """An exception in a few words."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def open_hub(name, config, column):
+    """{split: stream of items {column: {"bytes", "path"}}} of a dataset on the hub, or in a folder
+    that `datasets` reads. None is the split of one that has none."""
     try:
         import datasets
     except ImportError:
-        stop("--hf_dataset needs a package: pip install datasets")
+        stop(f"--hf_dataset needs a package: pip install 'datasets>={OLDEST_DATASETS}'")
     try:
-        if os.path.exists(os.path.join(name, "state.json")):  # what save_to_disk wrote
-            stream = datasets.load_from_disk(name).to_iterable_dataset()
+        if any(os.path.exists(os.path.join(name, file)) for file in
+               ("state.json", "dataset_dict.json")):  # written by save_to_disk
+            found = datasets.load_from_disk(name)
+            found = found if isinstance(found, dict) else {None: found}
+            found = {split: part.to_iterable_dataset() for split, part in found.items()}
         else:
-            stream = datasets.load_dataset(name, config, split=split, streaming=True)
-        if column not in next(iter(stream)):
-            raise ValueError(f"it has no column {column}")
-        return stream.cast_column(column, datasets.Audio(decode=False))
+            found = datasets.load_dataset(name, config, streaming=True)
+        streams = {}
+        for split, part in found.items():
+            if part.features and column not in part.features:
+                raise ValueError(f"it has no column {column}, but {', '.join(part.features)}")
+            kind = (part.features or {}).get(column)
+            if kind is not None and not isinstance(kind, (datasets.Audio, dict)) and (
+                    getattr(kind, "dtype", None) not in ("string", "binary", "large_binary")):
+                raise ValueError(f"its column {column} is not of audio files, but {kind}")
+            # Before any item is read: decoding would need one more package, torchcodec.
+            streams[split] = part.select_columns([column]).cast_column(
+                column, datasets.Audio(decode=False))
+        return streams
     except Exception as error:  # of many kinds: no network, no such name, split or column
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        stop(f"--hf_dataset {name} cannot be used ({reason}); see its page for configurations, "
-             "splits and columns")
+        stop(f"--hf_dataset {name} cannot be used ({summary(error)}); see its page for "
+             f"configurations, splits and columns. Versions from {OLDEST_DATASETS} on work; this "
+             f"is datasets {datasets.__version__}")
 
 
-def split_files(args):
+def choose_split(streams, split, flag):
+    """The stream of a split. `datasets` calls the split of a file dev.parquet `validation`."""
+    if split in ("dev", "val", "valid") and split not in streams:
+        split = "validation"
+    if set(streams) == {None} and split == "train":
+        return streams[None]
+    if split not in streams:
+        stop(f"there is no split {split}: give --{flag} "
+             f"{', '.join(map(str, filter(None, streams))) or 'train, the only one'}")
+    return streams[split]
+
+
+def split_files(data_dir, val_dir):
     """Training and validation files, from two folders, or from one by its list of files alone."""
-    files = find_audio(args.data_dir)
-    if args.val_dir:
-        train, val = files, find_audio(args.val_dir)
+    files = find_audio(data_dir)
+    if val_dir:
+        train, val = files, find_audio(val_dir)
     else:
         random.Random(0).shuffle(files)
         count = max(2, len(files) // 20)
         train, val = files[count:], files[:count]
-    for purpose, folder, part in (("train", args.data_dir, train),
-                                  ("validate", args.val_dir or args.data_dir, val)):
+    for purpose, part, folder in (("train", train, data_dir), ("validate", val, val_dir)):
         if len(part) < 2:
-            stop(f"{folder} has {len(part)} audio files to {purpose} on, and a cover and a secret "
-                 f"need 2; {len(files)} readable audio files were found in {args.data_dir}")
+            kept = "" if val_dir else f" ({len(val)} of them are kept for validation)"
+            stop(f"{folder or data_dir} has too few audio files to {purpose} on: {len(part)} of "
+                 f"the {len(files)} readable ones in {data_dir}{kept}, and a pair needs 2")
     return train, val
 
 
-def open_data(args, rate, samples):
-    """What train.py's flags ask for: pairs to train on, pairs to validate on, a description."""
-    seed = f"train {args.seed}"
-    if not args.hf_dataset:
-        train, val = split_files(args)
-        train_pairs = Pairs(train, rate, samples, seed, args.gain)
-        train_pairs.sample(1)  # raises now, not in a loader process, where all are silent
-        about = f"{len(train)} files to train on, {len(val)} to validate on"
-        return train_pairs, Pairs(val, rate, samples, "val"), about
+def open_data(flags, rate, samples):
+    """Pairs to train on, pairs to validate on, and a description of both, by the flags data_dir,
+    hf_*, val_dir, val_pairs, gain and seed."""
+    seed = f"train {flags.seed}"
+    if not flags.hf_dataset:
+        train, val = split_files(flags.data_dir, flags.val_dir)
+        return (Pairs(train, rate, samples, seed, flags.gain),
+                Pairs(val, rate, samples, "val", purpose="validate"),
+                f"{len(train)} files to train on, {len(val)} to validate on")
 
-    stream = open_hub(args.hf_dataset, args.hf_config, args.hf_split, args.hf_column)
-    if args.val_dir:
-        reserved, about = 0, args.val_dir
-        val_pairs = Pairs(find_audio(args.val_dir), rate, samples, "val")
+    column, reserved = flags.hf_column, 2 * flags.val_pairs
+    streams = open_hub(flags.hf_dataset, flags.hf_config, column)
+    stream, about = choose_split(streams, flags.hf_split, "hf_split"), flags.val_dir
+    if flags.val_dir:
+        val = Pairs(find_audio(flags.val_dir), rate, samples, "val", purpose="validate")
+    elif flags.hf_val_split:
+        held_out = choose_split(streams, flags.hf_val_split, "hf_val_split")
+        val, about = HubPairs(held_out, column, rate, samples, "val"), f"its {flags.hf_val_split}"
     else:
-        reserved = 2 * args.val_pairs
-        about = f"its first {reserved} items"
-        val_pairs = HubPairs(stream.take(reserved), args.hf_column, rate, samples, "val",
-                             shuffled=0)
-    stream = stream.skip(reserved)
-    if next(iter(stream), None) is None:
-        stop(f"--hf_dataset {args.hf_dataset} has nothing but the {reserved} items to validate on: "
-             "give fewer --val_pairs, or --val_dir")
-    train_pairs = HubPairs(stream, args.hf_column, rate, samples, seed, args.gain)
-    return train_pairs, val_pairs, f"{args.hf_dataset} to train on, {about} to validate on"
+        val = HubPairs(stream.take(reserved), column, rate, samples, "val")
+        stream, about = stream.skip(reserved), f"its first {reserved} items"
+    train = HubPairs(stream, column, rate, samples, seed, flags.gain, shuffled=1000)
+    try:
+        next(train.items())
+    except DataError as error:
+        stop(f"--hf_dataset {flags.hf_dataset} has no items to train on beside {about} ({error}): "
+             "give fewer --val_pairs, --hf_val_split or --val_dir")
+    return train, val, f"{flags.hf_dataset} to train on, {about} to validate on"

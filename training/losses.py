@@ -1,27 +1,22 @@
-"""What the couplings are trained for: the losses, and the objective that weighs them.
+"""The losses, and the round trip on which they are measured.
 
 Shapes: B batch, T samples, F frames.
 """
 
 import contextlib
 import math
-from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import distributed, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import wavinwav
 from training import noise
-from training.data import RANK, WORLD
-from wavlm_loss import WavLMLoss
+from training.data import sample
 
-PAIRS = {  # weight: which waves it is for
-    "w_stego": ("cover", "stego"),
-    "w_cover": ("cover", "cover^"),
-    "w_secret": ("secret", "secret^"),
-}
+PAIRS = {"stego": ("cover", "stego"), "cover": ("cover", "cover^"), "secret": ("secret", "secret^")}
+DISTANCES = "wave", "stft", "snr", "wavlm"
 
 
 def snr(reference, estimate, floor=1e-10):
@@ -49,155 +44,131 @@ def stft_distance(reference, estimate):
     return total / 3
 
 
-def distance(args, wavlm, reference, estimate):
-    """L of the loss between two waveforms [B, T]."""
-    terms = {
-        "wave": lambda: (reference - estimate).abs().mean(),
-        "stft": lambda: stft_distance(reference, estimate),
-        "snr": lambda: -snr(reference, estimate, 10 ** (-args.snr_ceiling / 10)).mean(),
-        "wavlm_weight": lambda: wavlm(reference, estimate),
+def term_names(weights):
+    """The names of the terms in which no weight is 0, in the order of `loss_terms`."""
+    names = [(pair, kind) for pair in PAIRS for kind in DISTANCES]
+    names = [f"{pair}_{kind}" for pair, kind in names if weights[pair] and weights[kind]]
+    return names + ["z"] * bool(weights["z"])
+
+
+def loss_terms(waves, r, weights, snr_ceiling, wavlm=None):
+    """The weighted terms of the loss, by name; their sum is the loss.
+
+    waves: {"cover": [B, T], "stego": ..., "cover^": ..., "secret": ..., "secret^": ...}
+    r: of any shape
+    weights: of "stego", "cover", "secret", times those of "wave", "stft", "snr", "wavlm"; of "z"
+    snr_ceiling: dB at which the SNR saturates
+    """
+    distances = {
+        "wave": lambda a, b: (a - b).abs().mean(),
+        "stft": stft_distance,
+        "snr": lambda a, b: -snr(a, b, 10 ** (-snr_ceiling / 10)).mean(),
+        "wavlm": wavlm,
     }
-    weights = {name: getattr(args, name) for name in terms}
-    return sum(weight * terms[name]() for name, weight in weights.items() if weight)
-
-
-def total_loss(args, wavlm, waves, r):
-    """The loss of waves {"cover": [B, T], ...} and r, of any shape."""
-    total = 0.0
-    for name, (reference, estimate) in PAIRS.items():
-        if weight := getattr(args, name):
-            total = total + weight * distance(args, wavlm, waves[reference], waves[estimate])
-    if args.w_z:
-        total = total + args.w_z * 0.5 * (r.square().mean() + math.log(2 * math.pi))
-    return total
+    terms = {}
+    for name in term_names(weights):
+        if name == "z":  # the negative log-likelihood of r under N(0, 1)
+            terms[name] = weights["z"] * 0.5 * (r.square().mean() + math.log(2 * math.pi))
+        else:
+            pair, kind = name.split("_")
+            reference, estimate = (waves[wave] for wave in PAIRS[pair])
+            terms[name] = weights[pair] * weights[kind] * distances[kind](reference, estimate)
+    return terms
 
 
 def recompute(model):
-    """Let the dense subnets keep their inputs only, and compute the rest again in `backward`."""
-    for module in model.modules():
-        if isinstance(module, wavinwav.DenseSubnet):
-            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+    """Let the subnets of all couplings keep their inputs only, and compute the rest again in
+    `backward`."""
+    for coupling in model.modules():
+        if isinstance(coupling, wavinwav.AffineCoupling):
+            for subnet in coupling.children():
+                subnet.forward = partial(checkpoint, subnet.forward, use_reentrant=False)
 
 
 class Objective(nn.Module):
-    """What to do with a network in training: losses and scores of a batch, validation. The paper's;
-    DistributedDataParallel wraps it. LatticeObjective has the same interface."""
+    """Hides, rounds to 16 bits, adds noise, reveals, and measures the losses: the paper's training
+    of any of its networks. DistributedDataParallel wraps it.
 
-    scores = ["stego_snr", "secret_snr"]  # what `forward` measures
-    validation = ["val_stego_snr", "val_secret_snr"]  # what `validate` measures
-    no_use_for = set()  # flags
-    build, load = staticmethod(wavinwav.build), staticmethod(wavinwav.load)
+    seed: of all random numbers
+    amp: the context of the subnets, as torch.autocast
+    pool: kinds of noise, as NoiseLayer takes them, or none
+    """
 
-    def __init__(self, model, args, device, amp):
+    scores = ["stego_snr", "secret_snr"]  # dB
+
+    def __init__(self, model, seed, amp=contextlib.nullcontext, pool="", wavlm=None,
+                 snr_ceiling=80.0):
         super().__init__()
-        self.model, self.args, self.amp = model, args, amp
-        self.noise = self.wavlm = None
-        rate = model.config.sample_rate
-        if args.recompute:
-            recompute(model)
-        if args.noise:
-            self.noise = noise.NoiseLayer(args.noise, rate)
-        if args.wavlm_weight:
-            if RANK > 0:  # the first process downloads, the others find it there
-                distributed.barrier()
-            self.wavlm = WavLMLoss(args.wavlm_source, None, args.wavlm_distance, rate, device)
-            if RANK == 0 and WORLD > 1:
-                distributed.barrier()
+        self.model, self.seed, self.amp = model, seed, amp
+        self.noise = noise.NoiseLayer(pool, model.config.sample_rate) if pool else None
+        self.wavlm, self.snr_ceiling = wavlm, snr_ceiling
 
     @torch.no_grad()
     def initialise(self, pairs):
-        """Bands are divided by the square root of their long-term level."""
+        """Divide the bands by the square root of their long-term level, from training crops."""
         if (bands := self.model.config.bands) > 1:
-            power = wavinwav.lapped(pairs.sample(256), bands).square().mean((0, 2))
+            power = wavinwav.lapped(sample(pairs, 256), bands).square().mean((0, 2))
             self.model.level.copy_((power * power.mean()).sqrt().sqrt()[:, None])
-
-    @staticmethod
-    def with_second_stack(model):
-        """The model with a second stack that is to reveal: the one that it has, or else a copy."""
-        state = model.state_dict()
-        result = wavinwav.build(replace(model.config, robust=True))
-        copies = {name: state[name.removeprefix("robust_")] for name in result.state_dict()
-                  if name.removeprefix("robust_") in state}
-        result.load_state_dict(copies | state)
-        return result
-
-    def trainable(self):
-        """Parameters by name. The paper's robust stage hides as before."""
-        prefix = "robust_" if getattr(self.model.config, "robust", False) else ""
-        return {name: parameter for name, parameter in self.model.named_parameters()
-                if name.startswith(prefix)}
 
     def draw(self, kind, numbers, purpose, shape, like):
         """Random numbers [B, *shape] of torch.randn or torch.rand, of the pairs' numbers alone."""
-        seeds = noise.seeds_of(self.args.seed, numbers.tolist(), purpose)
+        seeds = noise.seeds_of(self.seed, numbers.tolist(), purpose)
         return noise.draw_items(kind, seeds, shape, like.device).to(like.dtype)
 
     def change(self, stego, numbers, batch):
-        """What the noise, if there is any, leaves of a stego; the same kind of it, and as strong,
-        in all processes that share a batch."""
+        """The stego after the noise, if there is any: of the same kind and strength in all
+        processes that share a batch."""
         if not self.noise:
             return stego
-        seed, = noise.seeds_of(self.args.seed, [batch], "batch")
-        seeds = noise.seeds_of(self.args.seed, numbers.tolist(), "noise")
+        seed, = noise.seeds_of(self.seed, [batch], "batch")
+        seeds = noise.seeds_of(self.seed, numbers.tolist(), "noise")
         return noise.quantize(self.noise(stego.float(), seed, seeds), 16)
 
     def round_trip(self, cover, secret, numbers, batch):
-        """Hide, keep what a 16-bit file keeps, change it, reveal -> stego, cover^, secret^, r."""
+        """cover, secret [B, T] -> stego, cover^, secret^ [B, T], r."""
         stego, r = self.model(cover, secret)
         stego = noise.quantize(stego, 16)
         changed, z = self.change(stego, numbers, batch), torch.zeros_like(stego)
         return stego, *self.model.inverse(changed, z, self.model.config.robust), r
 
-    def forward(self, cover, secret, numbers, batch):
-        """cover, secret [B, T], the pairs' numbers [B], the batch's number among all of the run,
-        which all processes share -> loss, scores [2], waves."""
+    def forward(self, cover, secret, numbers, batch, weights):
+        """cover, secret [B, T]; the pairs' numbers [B]; the batch's number in the run, the same in
+        all processes; the losses' weights -> terms of the loss, scores [2], waves."""
         with self.amp():
             stego, cover_, secret_, r = self.round_trip(cover, secret, numbers, batch)
         waves = {"cover": cover, "secret": secret, "stego": stego,
                  "cover^": cover_, "secret^": secret_}
         with torch.no_grad():
             scores = torch.stack([snr(cover, stego).mean(), snr(secret, secret_).mean()])
-        return total_loss(self.args, self.wavlm, waves, r), scores, waves
-
-    def before_validation(self, pairs):
-        """What has to be measured on training crops before: nothing."""
+        return loss_terms(waves, r, weights, self.snr_ceiling, self.wavlm), scores, waves
 
     @torch.no_grad()
     def validate(self, loader, device):
-        """Stego SNR and secret SNR in dB of fixed pairs, under the noise if there is any: sums over
-        the pairs, and their number."""
-        totals = torch.zeros(3)
+        """Sums of the scores over all pairs of `loader`, rounded to files and under the noise, and
+        their number [3]; waves [T] of the first pair."""
+        totals, shown = torch.zeros(3), {}
         self.model.eval()
-        for batch, (cover, secret, numbers) in enumerate(loader):
-            cover, secret = cover.to(device), secret.to(device)
-            stego, _, secret_, _ = self.round_trip(cover, secret, numbers, batch)
-            scores = [snr(cover, stego), snr(secret, noise.quantize(secret_, 16))]
-            totals += torch.tensor([*(score.sum() for score in scores), len(cover)])
+        for batch, pair in enumerate(loader):
+            cover, secret = pair.cover.to(device), pair.secret.to(device)
+            stego, _, secret_, _ = self.round_trip(cover, secret, pair.number, batch)
+            secret_ = noise.quantize(secret_, 16)
+            scores = [snr(cover, stego).sum(), snr(secret, secret_).sum()]
+            totals += torch.tensor([*scores, len(cover)])
+            shown = shown or {"cover": cover[0], "stego": stego[0],
+                              "secret": secret[0], "revealed secret": secret_[0]}
         self.model.train()
-        return totals
-
-    def goodness(self, values):
-        """Of what `validate` found; the model with the highest becomes best.pt."""
-        return sum(values)
-
-    def shown(self, values):
-        return f"stego {values[0]:.1f} dB, secret {values[1]:.1f} dB"
+        return totals, shown
 
 
 class LappedObjective(Objective):
-    """The same for dirty-paper coding: the cells' width is varied, and rounding to a file, which
-    cannot be trained through, is noise of the spectrum that it will have."""
-
-    no_use_for = {"recompute", "robust_from"}  # it has no subnets worth it, and no second stack
-
-    def __init__(self, model, args, device, amp):
-        super().__init__(model, args, device, contextlib.nullcontext)  # for 16 bits, all of float32
+    """The same for dirty-paper coding, in float32: the cells' width is varied, and rounding to a
+    file, which has no gradient, is replaced by noise of the spectrum that it will have."""
 
     @torch.no_grad()
     def initialise(self, pairs):
         """The long-term level of each band, and cells that begin by following it."""
-        model, secrets = self.model, pairs.sample(256)
-        gain = model.cells(model.fit(secrets, secrets, 0.0, rounds=0))[2]
+        model, secrets = self.model, sample(pairs, 256)
+        *_, gain = model.cells(model.fit(secrets, secrets, 0.0, rounds=0))
         x = model.split(wavinwav.lapped(wavinwav.FULL_SCALE * secrets, model.config.bands))
         power = (gain * x).square().mean((0, 1, 2))
         model.level.copy_(power.sqrt().clamp_min(1e-3))
