@@ -13,7 +13,7 @@ Shapes: n samples of a part, N segments, W words.
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,6 @@ from torch.nn import functional
 
 from files.container import Cipher
 from lattice.widths import LABEL, SAMPLES_AT_ONCE, SEGMENT, WIDTHS
-
-SHIFTS = 64  # random numbers that whiten a segment's digits, used in turn
 
 
 class LatticeCoupling(nn.Module):
@@ -70,16 +68,15 @@ def write_words(words: Tensor, cover: Tensor, widths: Tensor, cipher: Cipher, pa
         after = coupling(cover.index_select(0, where), digits.flatten(), width, limit)[0]
         stego.index_copy_(0, where, after.to(cover.dtype))
 
-    added, first = label_secrets(len(widths), cipher, part)
+    added, first, dither = random_numbers(len(widths), cipher, part)
     labelled = (widths > 0) | ~silent_segments(cover)
     labelled = labelled[:used].nonzero()[:, 0]
     label = ((widths + added) % len(WIDTHS))[labelled, None] // 3 ** torch.arange(LABEL) % 3
     put(label, 3, positions(labelled, first, 0, LABEL))
-    shifts = digit_shifts(len(widths), cipher, part)
     for width, segments in by_width(widths[:used]):
         index = starts[segments, None] + torch.arange(room_for(width))
-        held = words[index.clamp(max=len(words) - 1)]
-        digits = digits_of(held, width, shifts(width, segments))
+        digits = digits_of(words[index.clamp(max=len(words) - 1)], width)
+        digits = digits + dither[segments, :digits.shape[1]] % width
         put(digits, width, positions(segments, first, LABEL, LABEL + digits.shape[1]))
     return stego
 
@@ -87,17 +84,16 @@ def write_words(words: Tensor, cover: Tensor, widths: Tensor, cipher: Cipher, pa
 def read_words(stego: Tensor, cipher: Cipher, part: int) -> tuple[Tensor, Tensor]:
     """Inverse of `write_words`: all words [W] that a part's samples [n] hold, and `word_starts`."""
     coupling, count = LatticeCoupling(), len(stego) // SEGMENT
-    added, first = label_secrets(count, cipher, part)
+    added, first, dither = random_numbers(count, cipher, part)
     label = stego[positions(torch.arange(count), first, 0, LABEL)].view(-1, LABEL)
     label = (coupling.inverse(label, 0, 3)[1] * 3 ** torch.arange(LABEL)).sum(1)
     widths = ((label - added) % len(WIDTHS)).masked_fill(silent_segments(stego), 0)
     starts = word_starts(widths)
     words = torch.zeros(int(starts[-1]), dtype=torch.long)
-    shifts = digit_shifts(count, cipher, part)
     for width, segments in by_width(widths):
         samples = stego.index_select(0, positions(segments, first, LABEL, SEGMENT))
-        digits = coupling.inverse(samples.view(len(segments), -1), 0, width)[1]
-        found = words_of(digits, width, shifts(width, segments))
+        digits = samples.view(len(segments), -1) - dither[segments] % width
+        found = words_of(coupling.inverse(digits, 0, width)[1], width)
         words[starts[segments, None] + torch.arange(room_for(width))] = found
     return words, starts
 
@@ -125,11 +121,13 @@ def silent_segments(samples: Tensor) -> Tensor:
     return ~samples[:len(samples) // SEGMENT * SEGMENT].view(-1, SEGMENT).any(1)
 
 
-def label_secrets(count: int, cipher: Cipher, part: int) -> tuple[Tensor, Tensor]:
-    """What is added to each segment's label, modulo len(WIDTHS), and the place of the label's first
-    sample in its segment. [count] each"""
-    words = cipher.words(b"telling %d\0" % part, count)
-    return words % len(WIDTHS), (words >> 16) % SEGMENT
+def random_numbers(count: int, cipher: Cipher, part: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What is added to each segment's label, modulo len(WIDTHS), and where the label begins in its
+    segment, [count] each; and what is added to each digit, modulo the width [count, 508]. Digits
+    of the words themselves are not equally frequent, which a detector could count."""
+    words = cipher.words(b"labels %d\0" % part, count)
+    dither = cipher.integers(b"digits %d\0" % part, count * (SEGMENT - LABEL), torch.int32)
+    return words % len(WIDTHS), (words >> 16) % SEGMENT, dither.view(count, -1)
 
 
 def positions(segments: Tensor, first: Tensor, start: int, stop: int) -> Tensor:
@@ -142,46 +140,28 @@ def positions(segments: Tensor, first: Tensor, start: int, stop: int) -> Tensor:
 # ---------------------------------------------------------------- words as digits
 
 # Words of 32 bits do not fill whole digits in base `width`. So a segment's words are one string of
-# bits, which is cut into numbers of `bits` bits, each written as `digits` digits:
-# 2 ** bits <= width ** digits, where both are chosen so that little is wasted.
+# bits, which is cut into numbers of so many bits that they nearly fill a whole number of digits.
 
 @functools.lru_cache
-def radix(width: int) -> tuple[int, int]:
-    """Digits and bits of a number, at most 62 bits, with the least waste in a segment."""
-    choices = [(digits, (width ** digits).bit_length() - 1)
+def radix(width: int) -> tuple[int, int, int]:
+    """How many numbers a segment holds, and the digits and bits of each, at most 62 bits, with the
+    least waste."""
+    choices = [((SEGMENT - LABEL) // digits, digits, (width ** digits).bit_length() - 1)
                for digits in range(1, 1 + int(62 / math.log2(width)))]
-    return max(choices, key=lambda choice: (SEGMENT - LABEL) // choice[0] * choice[1])
-
-
-def numbers_in(width: int) -> int:
-    """How many numbers a segment holds."""
-    return (SEGMENT - LABEL) // radix(width)[0]
+    return max(choices, key=lambda choice: choice[0] * choice[2])
 
 
 def room_for(width: int) -> int:
     """How many words a segment holds in cells of a width."""
-    return numbers_in(width) * radix(width)[1] // 32 if width > 1 else 0
+    numbers, _, bits = radix(width) if width > 1 else (0, 0, 0)
+    return numbers * bits // 32
 
 
-def digit_shifts(count: int, cipher: Cipher, part: int) -> Callable[[int, Tensor], Tensor]:
-    """For `count` segments, a function of a width and some segments [N] of it, which returns what
-    is added to each of their numbers, modulo width ** digits [N, numbers]. Numbers below a power
-    of 2 would leave some digits rarer than others, and a detector could count them."""
-    stream = cipher.words(b"digits %d\0" % part, count * SHIFTS).view(count, SHIFTS)
-
-    def shifts(width, segments):
-        share = stream[segments][:, torch.arange(numbers_in(width)) % SHIFTS].double() * 2 ** -32
-        return (share * width ** radix(width)[0]).long()
-
-    return shifts
-
-
-def digits_of(words: Tensor, width: int, shifts: Tensor) -> Tensor:
+def digits_of(words: Tensor, width: int) -> Tensor:
     """Words of segments [N, room_for(width)] -> digits [N, numbers * digits], lowest first."""
-    digits, bits = radix(width)
+    _, count, bits = radix(width)
     numbers = recut(words, 32, bits)
-    numbers = (numbers + shifts[:, :numbers.shape[1]]) % width ** digits
-    result = torch.empty(digits, *numbers.shape, dtype=torch.int32)
+    result = torch.empty(count, *numbers.shape, dtype=torch.int32)
     for digit in result:
         quotient = numbers // width
         digit.copy_(numbers - quotient * width)
@@ -189,15 +169,13 @@ def digits_of(words: Tensor, width: int, shifts: Tensor) -> Tensor:
     return result.permute(1, 2, 0).flatten(1)
 
 
-def words_of(digits: Tensor, width: int, shifts: Tensor) -> Tensor:
-    """Inverse of `digits_of`: all digits of segments [N, SEGMENT - LABEL] -> words."""
-    count, bits = radix(width)
-    groups = digits[:, :digits.shape[1] // count * count].unflatten(1, (-1, count))
+def words_of(digits: Tensor, width: int) -> Tensor:
+    """Inverse of `digits_of`; of the digits of segments, [N, SEGMENT - LABEL], some are unused."""
+    count, each, bits = radix(width)
     numbers = 0
-    for digit in reversed(groups.unbind(2)):
+    for digit in reversed(digits[:, :count * each].unflatten(1, (count, each)).unbind(2)):
         numbers = numbers * width + digit.long()
-    numbers = (numbers - shifts) % width ** count & ((1 << bits) - 1)
-    return recut(numbers, bits, 32)[:, :room_for(width)]
+    return recut(numbers & ((1 << bits) - 1), bits, 32)[:, :room_for(width)]
 
 
 def recut(values: Tensor, old: int, new: int) -> Tensor:

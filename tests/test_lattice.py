@@ -14,7 +14,7 @@ from files.command import StegoError
 from files.container import DENSE, Cipher, Header, bytes_of, sealed
 from helpers import INN, LATTICE, SECRET, likeness, pcm, snr, speechlike
 from lattice import lattice, parts, quantiser
-from lattice.cells import label_secrets, read_words, word_starts, write_words
+from lattice.cells import random_numbers, read_words, word_starts, write_words
 from lattice.lattice import Lattice, LatticeConfig, Mode
 from lattice.widths import SEGMENT
 
@@ -253,7 +253,7 @@ def test_damage_stays_in_its_block(model, files, capsys, place):
     cover, secret = pcm(12 * 16000, seed=11), pcm(12 * 16000, seed=12)
     hidden, *_ = files.hide(model, cover, secret, snr=45)
     whole = files.reveal(model, hidden)
-    first = label_secrets(375, Cipher(), 0)[1][160].item()
+    first = random_numbers(375, Cipher(), 0)[1][160].item()
     place = DENSE.header_samples + 160 * SEGMENT + (first + place) % SEGMENT
     damaged = changed(hidden, place)
     with pytest.raises(StegoError, match="changed after it was made"):
