@@ -203,8 +203,8 @@ def read_header(method, stego, key, force):
     """The header of a stego, which is verified unless `force` is set, and the cipher of the rest.
     Raises NoSecret, OtherModel, Damaged."""
     try:
-        first = stego.read(0, container.HEADER_SAMPLES)
-        header, cipher = Header.read(first, key, method.fingerprint(), method.layout)
+        header, cipher = Header.read(
+            stego.read, stego.samples, key, method.fingerprint(), method.layout)
     except NoSecret:
         if not force or key is not None:  # the nonce is lost with the header
             raise

@@ -1,9 +1,10 @@
 """Header and seal of a stego, and the cipher, whichever model made it.
 
-    first samples                        between                          last samples
-    header: nonce, fields, checksum      what the model hides             seal
+    silence | header: nonce, fields, checksum | what the model hides | seal | silence
 
-Header and seal are bytes in the lowest bits of samples, as a `Layout` says. A key enciphers the
+Header and seal are bytes in the lowest bits of samples, as a `Layout` says. A lattice, which leaves
+digital silence alone, has them where the cover begins and ends to sound; other models have no
+silence outside. A key enciphers the
 header and whatever a model asks the `Cipher` for. The seal, a keyed hash, covers every sample.
 Samples are integer tensors [n] on the CPU; two channels are interleaved.
 """
@@ -24,10 +25,10 @@ from torch import Tensor
 from torch.nn import functional
 
 MAGIC = b"WIW9"  # changes with anything that reveal must know, such as the size of parts
-FIELDS = struct.Struct(">4s5s5sIHBI")  # the magic word, and what `Header` has
+FIELDS = struct.Struct(">4s5s5s5sIHBI")  # the magic word, and what `Header` has
 NONCE_BYTES, CHECK_BYTES, SEAL_BYTES = 16, 4, 16
 HEADER_BYTES = NONCE_BYTES + FIELDS.size + CHECK_BYTES
-HASHED_AT_ONCE = 1 << 16  # samples
+READ_AT_ONCE = 1 << 16  # samples
 SCRYPT = dict(n=1 << 17, r=8, p=1, maxmem=1 << 28, dklen=32)  # 128 MiB, half a second (OWASP)
 SEGMENT_SECONDS = 0.02  # what `scramble` permutes
 
@@ -48,6 +49,10 @@ class Layout:
     """How bytes lie in the lowest bits of samples: `byte_samples` samples to a byte."""
 
     byte_samples: int
+
+    def start(self, read: "Read", count: int) -> int:
+        """Where the header of a stego of `count` samples begins."""
+        return 0
 
     @property
     def header_samples(self) -> int:
@@ -94,6 +99,9 @@ class Coded(Layout):
 
     byte_samples = 30
 
+    def start(self, read: "Read", count: int) -> int:
+        return sounding(read, count)[0]
+
     def write(self, samples: Tensor, content: bytes):
         """Put bytes into samples [byte_samples * len(content)], in place."""
         blocks = samples.view(-1, 15)
@@ -128,7 +136,24 @@ def _bytes(values: Tensor, bits: int) -> bytes:
 
 DENSE = Coded()  # of a lattice, where few samples may change in quiet parts of the cover
 SPARSE = Sparse()  # of an INN, which rounds with these bits in view
-HEADER_SAMPLES = max(DENSE.header_samples, SPARSE.header_samples)  # enough for `Header.read`
+Read = Callable[[int, int], Tensor]  # from a start and a stop to these samples
+
+
+def sounding(read: Read, count: int) -> tuple[int, int]:
+    """Where `count` samples begin and end to sound, rounded outwards to even numbers; (0, 0) if
+    they do not. At the beginning, 0 and 1 are silence, for a header may turn one into the other."""
+    for first in range(0, count, READ_AT_ONCE):
+        found = (read(first, min(count, first + READ_AT_ONCE)) >> 1).nonzero()
+        if len(found):
+            start = (first + int(found[0])) & ~1
+            break
+    else:
+        return 0, 0
+    for last in range(count, start, -READ_AT_ONCE):
+        first = max(start, last - READ_AT_ONCE)
+        found = read(first, last).nonzero()
+        if len(found):
+            return start, min(count, (first + int(found[-1]) + 2) & ~1)
 
 
 def key_bytes(key: str | bytes) -> bytes:
@@ -186,7 +211,7 @@ class Cipher:
 
 @dataclass
 class Header:
-    """What reveal must know first: enciphered, with a checksum, in the first samples."""
+    """What reveal must know first: enciphered, with a checksum, in the first samples that sound."""
 
     samples: int  # of the stego, in all channels together
     length: int  # of the secret, samples in each channel
@@ -195,45 +220,54 @@ class Header:
     channels: int = 1  # of the secret
     layout: Layout = DENSE  # not stored: where the header was found
     form: tuple[int, int, int] = (0, 0, 0)  # of the stego: rate in Hz, channels, bits
+    start: int = 0  # not stored: the sample at which the header was found
+    stop: int = 0  # the sample after the seal's last; 0: the seal is at the end of the stego
+
+    def __post_init__(self):
+        self.stop = self.stop or self.samples
 
     def pack(self, cipher: Cipher) -> bytes:
         rate, channels, depth = self.form
         counts = depth << 2 | (channels == 2) << 1 | (self.channels == 2)
-        fields = FIELDS.pack(MAGIC, self.samples.to_bytes(5, "big"), self.length.to_bytes(5, "big"),
-                             self.model, self.setting, counts, rate)
+        long = (x.to_bytes(5, "big") for x in (self.samples, self.stop - self.start, self.length))
+        fields = FIELDS.pack(MAGIC, *long, self.model, self.setting, counts, rate)
         fields += cipher.stream(b"check\0" + fields, CHECK_BYTES)
         return cipher.nonce + _xor(fields, cipher.stream(b"header\0", len(fields)))
 
     @classmethod
-    def unpack(cls, content: bytes, cipher: Cipher, layout: Layout) -> "Header | None":
+    def unpack(cls, content: bytes, cipher: Cipher, layout: Layout, start: int = 0
+               ) -> "Header | None":
         """Inverse of `pack`. None if it is none, or the key is another."""
         content = _xor(content[NONCE_BYTES:], cipher.stream(b"header\0", len(content)))
         fields, check = content[:-CHECK_BYTES], content[-CHECK_BYTES:]
         if not hmac.compare_digest(cipher.stream(b"check\0" + fields, CHECK_BYTES), check):
             return None
-        magic, samples, length, model, setting, counts, rate = FIELDS.unpack(fields)
-        samples, length = int.from_bytes(samples, "big"), int.from_bytes(length, "big")
+        magic, *long, model, setting, counts, rate = FIELDS.unpack(fields)
+        samples, span, length = (int.from_bytes(x, "big") for x in long)
         least = layout.header_samples + layout.seal_samples
-        if magic != MAGIC or not 0 < length <= samples or samples < least:
+        if magic != MAGIC or not (0 < length <= samples and least <= span <= samples):
             raise NoSecret("the header makes no sense")
         form = rate, 1 + (counts >> 1 & 1), counts >> 2
-        return cls(samples, length, model, setting, 1 + (counts & 1), layout, form)
+        return cls(samples, length, model, setting, 1 + (counts & 1), layout, form, start,
+                   start + span)
 
     @classmethod
-    def read(cls, samples: Tensor, key: str | bytes | None, model: int, layout: Layout
+    def read(cls, read: Read, count: int, key: str | bytes | None, model: int, layout: Layout
              ) -> "tuple[Header, Cipher]":
-        """The header of a stego, of which HEADER_SAMPLES are enough, and the cipher of the rest.
-        `model` is the fingerprint of the one in hand, and `layout` the one that it uses.
+        """The header of a stego of `count` samples, and the cipher of the rest. `model` is the
+        fingerprint of the one in hand, and `layout` the one that it uses.
 
         Raises NoSecret, also with a wrong key; OtherModel. With a key, a stego of another layout
         is NoSecret, since each layout has its own nonce, and a key is derived once.
         """
-        samples = functional.pad(samples, (0, HEADER_SAMPLES))
         layouts = [layout] if key is not None else [layout, *{DENSE, SPARSE} - {layout}]
         for candidate in layouts:
-            content = candidate.read(samples[:candidate.header_samples])
+            start = candidate.start(read, count)
+            first = read(start, min(count, start + candidate.header_samples))
+            first = functional.pad(first, (0, candidate.header_samples - len(first)))
+            content = candidate.read(first)
             cipher = Cipher(key, content[:NONCE_BYTES] if key is not None else None)
-            if header := cls.unpack(content, cipher, candidate):
+            if header := cls.unpack(content, cipher, candidate, start):
                 if header.model != model or header.layout != layout:
                     raise OtherModel("the secret was hidden with another model")
                 return header, cipher
@@ -242,40 +276,45 @@ class Header:
 
 
 def sealed(pieces: Iterable[Tensor], header: Header, cipher: Cipher) -> Iterator[Tensor]:
-    """A whole stego, piece by piece, from its samples without header and seal. These are put into
-    the first and the last piece, in place, which must be long enough for them."""
-    layout, seal, pieces = header.layout, cipher.seal(), iter(pieces)
-    piece = next(pieces)
-    layout.write(piece[:layout.header_samples], header.pack(cipher))
-    for following in pieces:
-        _hash(seal, piece)
+    """A whole stego, piece by piece, from its samples without header and seal, which are written in
+    place. Some piece must begin with the header, and one must end with the seal."""
+    layout, seal, position = header.layout, cipher.seal(), 0
+    for piece in pieces:
+        if position == header.start:
+            layout.write(piece[:layout.header_samples], header.pack(cipher))
+        position += len(piece)
+        if position == header.stop:
+            body, tail = piece[:-layout.seal_samples], piece[-layout.seal_samples:]
+            _hash(seal, body)
+            _hash(seal, layout.cleared(tail))
+            layout.write(tail, seal.digest())
+        elif position < header.stop:
+            _hash(seal, piece)
         yield piece
-        piece = following
-    body, tail = piece[:-layout.seal_samples], piece[-layout.seal_samples:]
-    _hash(seal, body)
-    _hash(seal, layout.cleared(tail))
-    layout.write(tail, seal.digest())
-    yield piece
 
 
 def _hash(seal, samples: Tensor):
     """Update a seal, by so few samples at once that no copy of all is made."""
-    for piece in samples.split(HASHED_AT_ONCE):
+    for piece in samples.split(READ_AT_ONCE):
         seal.update(bytes_of(piece))
 
 
-def verify(read: Callable[[int, int], Tensor], count: int, header: Header, cipher: Cipher):
-    """Raises Damaged unless a stego of `count` samples, which `read(start, stop)` gives, is what
-    `sealed` made."""
+def verify(read: Read, count: int, header: Header, cipher: Cipher):
+    """Raises Damaged unless a stego of `count` samples is what `sealed` made."""
     if count < header.samples:
         raise Damaged(f"it was cut: {count} of {header.samples} samples are left")
+    if not header.stop <= count == header.samples:
+        raise Damaged("it was changed after it was made")
     layout, seal = header.layout, cipher.seal()
-    last = header.samples - layout.seal_samples
-    for start in range(0, last, HASHED_AT_ONCE):
-        _hash(seal, read(start, min(last, start + HASHED_AT_ONCE)))
-    tail = read(last, header.samples)
+    last = header.stop - layout.seal_samples
+    for start in range(0, last, READ_AT_ONCE):
+        _hash(seal, read(start, min(last, start + READ_AT_ONCE)))
+    tail = read(last, header.stop)
     _hash(seal, layout.cleared(tail))
-    if count > header.samples or not hmac.compare_digest(layout.read(tail), seal.digest()):
+    intact = hmac.compare_digest(layout.read(tail), seal.digest())
+    for start in range(header.stop, count, READ_AT_ONCE):  # behind the seal is digital silence
+        intact = intact and not read(start, min(count, start + READ_AT_ONCE)).any()
+    if not intact:
         raise Damaged("it was changed after it was made")
 
 

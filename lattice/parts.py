@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from files import container
-from files.container import DENSE, Cipher, Damaged, Header
+from files.container import DENSE, Cipher, Damaged, Header, sounding
 from files.parts import bar, in_order
 from files.sound import FULL_SCALE, READ_AT_ONCE, energy, to_pcm
 from lattice.cells import read_words, word_starts, write_words
@@ -48,13 +48,18 @@ class LatticeMethod:
         return self.model.fingerprint()
 
     def header(self, cover, secret):
+        start, stop = sounding(cover.read, cover.samples)
+        if stop - start < max(self.least_samples, cover.samples / 2):  # all samples are needed
+            start, stop = 0, cover.samples
         return Header(cover.samples, secret.frames, self.model.fingerprint(),
-                      self.model.bands_at(cover.rate), secret.channels, self.layout)
+                      self.model.bands_at(cover.rate), secret.channels, self.layout,
+                      start=start, stop=stop)
 
     def hide(self, header, cipher, cover, secret, snr, shaping, masking):
         """The stego's samples, without header and seal, piece by piece."""
         masking = MASKING if masking is None else masking
-        first, last = self.layout.header_samples, cover.samples - self.layout.seal_samples
+        first = header.start + self.layout.header_samples
+        last = header.stop - self.layout.seal_samples
         # as numbers: small tensors that stay between freed pieces keep the heap from shrinking
         floors = torch.tensor(
             [floor for piece in cover.pieces(first, last)
@@ -72,11 +77,16 @@ class LatticeMethod:
                 decoded.split(READ_AT_ONCE), pcm.split(READ_AT_ONCE)))
             return stego.numpy().astype(cover.dtype), lost
 
-        yield cover.read(0, first)
+        yield from cover.pieces(0, header.start)
+        beginning = cover.read(header.start, first)
+        if not (beginning[:2] >> 1).any():  # in silence: so that `reveal` finds the header here
+            beginning[0] = 2
+        yield beginning
         for stego, lost in in_order(work, parts, bar(cover.seconds)):
             self.secret_noise += lost
             yield torch.from_numpy(stego)
-        yield cover.read(parts[-1].samples.stop)
+        yield cover.read(parts[-1].samples.stop, header.stop)
+        yield from cover.pieces(header.stop)
 
     @torch.inference_mode()
     def hide_part(self, header, cipher, part, cover, secret, widths, shaping, depth):
@@ -157,8 +167,8 @@ class Part(NamedTuple):
 def parts_of(header: Header) -> list[Part]:
     """The parts of a stego and its secret: one, or an even number of nearly equal size, so that two
     or four processes end together."""
-    first = header.layout.header_samples
-    segments = (header.samples - first - header.layout.seal_samples) // SEGMENT
+    first = header.start + header.layout.header_samples
+    segments = (header.stop - header.layout.seal_samples - first) // SEGMENT
     count = 2 * math.ceil(segments / (2 * PART_SEGMENTS)) if segments > 0.4 * PART_SEGMENTS else 1
     length = math.ceil(header.length / count)
     parts = []

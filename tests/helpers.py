@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from evaluation import scores
 from files import checkpoint
+from files.container import Header
 from train import main as train_main
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -100,6 +101,11 @@ def same(a, b):
     assert [x.shape for x in a] == [x.shape for x in b]
     for x, y in zip(a, b):
         assert torch.allclose(x, y, rtol=1e-4, atol=1e-4)
+
+
+def header_of(samples, *more):
+    """Header.read of a stego [n]."""
+    return Header.read(lambda start, stop: samples[start:stop], len(samples), *more)
 
 
 def pair_files(folder, seconds=1.001, rate=16000):

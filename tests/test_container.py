@@ -9,6 +9,7 @@ import torch
 
 from files import container
 from files.container import DENSE, SPARSE, Cipher, Damaged, Header, NoSecret, OtherModel, key_bytes
+from helpers import header_of
 
 LAYOUTS = pytest.mark.parametrize("layout", [DENSE, SPARSE], ids=["dense", "sparse"])
 MODEL = 123456789
@@ -64,19 +65,19 @@ def test_few_samples_change():
 
 def test_sizes():
     """The format depends on them."""
-    assert (DENSE.header_samples, DENSE.seal_samples) == (1350, 480)
-    assert (SPARSE.header_samples, SPARSE.seal_samples) == (1440, 512)
+    assert (DENSE.header_samples, DENSE.seal_samples) == (1500, 480)
+    assert (SPARSE.header_samples, SPARSE.seal_samples) == (1600, 512)
 
 
 @LAYOUTS
 @pytest.mark.parametrize("key", [None, "key", b"bytes"], ids=str)
 def test_header(layout, key):
     stego, header, cipher = make(layout, key=key)
-    again, its_cipher = Header.read(stego, key, MODEL, layout)
+    again, its_cipher = header_of(stego, key, MODEL, layout)
     assert again == header and its_cipher.nonce == cipher.nonce
     assert its_cipher.stream(b"x\0", 9) == cipher.stream(b"x\0", 9)
-    first = stego[:container.HEADER_SAMPLES]
-    assert Header.read(first, key, MODEL, layout)[0] == header, "no more is needed"
+    first = stego[:layout.header_samples]
+    assert header_of(first, key, MODEL, layout)[0] == header, "no more is needed"
 
 
 @LAYOUTS
@@ -85,18 +86,18 @@ def test_what_cannot_be_read(layout):
     other = SPARSE if layout == DENSE else DENSE
     for key in (None, "Key"):
         with pytest.raises(NoSecret, match="the key or the model is another"):
-            Header.read(stego, key, MODEL, layout)
+            header_of(stego, key, MODEL, layout)
     with pytest.raises(OtherModel):
-        Header.read(stego, "key", MODEL + 1, layout)
+        header_of(stego, "key", MODEL + 1, layout)
     with pytest.raises(OtherModel):
-        Header.read(make(layout)[0], None, MODEL, other)
+        header_of(make(layout)[0], None, MODEL, other)
     for samples in (noise(6000), stego[1:], stego[:50], torch.zeros(6000, dtype=torch.int32)):
         with pytest.raises(NoSecret):
-            Header.read(samples, None, MODEL, layout)
+            header_of(samples, None, MODEL, layout)
     header = Header(6000, 7000, MODEL, 77, 1, layout)  # a secret longer than its stego
     stego, = container.sealed([noise(6000)], header, Cipher())
     with pytest.raises(NoSecret, match="makes no sense"):
-        Header.read(stego, None, MODEL, layout)
+        header_of(stego, None, MODEL, layout)
 
 
 @LAYOUTS
@@ -105,7 +106,7 @@ def test_a_wrong_key_is_derived_once(layout, monkeypatch):
     calls, scrypt = [], hashlib.scrypt
     monkeypatch.setattr(hashlib, "scrypt", lambda *_, **more: calls.append(more) or bytes(32))
     with pytest.raises(NoSecret):
-        Header.read(stego, "other", MODEL, layout)
+        header_of(stego, "other", MODEL, layout)
     assert [(call["n"], call["r"], len(call["salt"])) for call in calls] == [(1 << 17, 8, 16)]
     assert len(scrypt(b"k", **calls[0])) == 32, "its memory is allowed"
 
@@ -172,7 +173,7 @@ def test_a_passphrase_is_one_key_however_it_is_typed():
 def test_an_empty_key_is_an_error(key):
     """Not the same as none: who gives one believes that it hides."""
     stego, _, _ = make(DENSE)
-    for attempt in (lambda: Cipher(key), lambda: Header.read(stego, key, MODEL, DENSE)):
+    for attempt in (lambda: Cipher(key), lambda: header_of(stego, key, MODEL, DENSE)):
         with pytest.raises(ValueError, match="the key is empty"):
             attempt()
     with pytest.raises(UnicodeError):

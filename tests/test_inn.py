@@ -10,10 +10,10 @@ import stego
 import wavinwav
 from files import parts as methods
 from files import sound
-from files.container import SPARSE, Cipher, Header
+from files.container import SPARSE, Cipher
 from files.parts import InnMethod
 from files.sound import FULL_SCALE, StegoError
-from helpers import INN, likeness, pcm, snr, voice
+from helpers import INN, header_of, likeness, pcm, snr, voice
 
 NAMES = "cover.wav", "secret.wav", "stego.wav", "found.wav"
 
@@ -50,7 +50,7 @@ def assert_as_in_memory(model, paths, key, tmp_path):
     """Each part of a file's stego and secret is what the model makes of it alone."""
     x, y, written, found = (samples(path) for path in paths)
     first = written.T.flatten()
-    header, cipher = Header.read(first, key, InnMethod(model).fingerprint(), SPARSE)
+    header, cipher = header_of(first, key, InnMethod(model).fingerprint(), SPARSE)
     setting, method = methods.unpacked(header.setting), InnMethod(model)
     parts = method.parts(sound.decode(paths[0], paths[0], tmp_path))
     y = torch.nn.functional.pad(y, (0, x.shape[1] - y.shape[1])).expand_as(x)
@@ -126,7 +126,7 @@ def test_without_the_key_there_is_nothing(model, paths, tmp_path):
     stego.hide(*paths[:3], model, key="right")
     written = sound.decode(paths[2], paths[2], tmp_path)
     method = InnMethod(model)
-    header, cipher = Header.read(written.read(), "right", method.fingerprint(), SPARSE)
+    header, cipher = header_of(written.read(), "right", method.fingerprint(), SPARSE)
     secret = coefficients(signal(paths[1]))
 
     def found(other):

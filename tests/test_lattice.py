@@ -12,7 +12,7 @@ import wavinwav
 from files import checkpoint
 from files.command import StegoError
 from files.container import DENSE, Cipher, Header, bytes_of, sealed
-from helpers import INN, LATTICE, SECRET, likeness, pcm, snr, speechlike
+from helpers import INN, LATTICE, SECRET, header_of, likeness, pcm, snr, speechlike
 from lattice import lattice, parts, quantiser
 from lattice.cells import random_numbers, read_words, word_starts, write_words
 from lattice.lattice import Lattice, LatticeConfig, Mode
@@ -180,7 +180,7 @@ def test_parts_stand_alone(model, files, monkeypatch, capfd):
     revealed = files.reveal(model, hidden)
     assert snr(secret.double(), revealed) == pytest.approx(secret_snr, abs=1e-6)
     assert secret_snr > 20
-    header = Header.read((hidden * 32768).int(), None, model.fingerprint(), DENSE)[0]
+    header = header_of((hidden * 32768).int(), None, model.fingerprint(), DENSE)[0]
     ranges = parts.parts_of(header)
     assert len(ranges) == 6 and ranges[-1].secret.stop == len(secret)
     hidden[ranges[3].samples] = 0
@@ -347,7 +347,7 @@ def test_without_the_key_there_is_nothing(shipped, files, fixed_nonce):
         secret = torch.from_numpy(soundfile.read(SECRET)[0][:length]).float()
     hidden, *_ = files.hide(shipped, cover, secret, snr=50, key="right")
     samples = (hidden * 32768).int()
-    header, cipher = Header.read(samples, "right", shipped.fingerprint(), DENSE)
+    header, cipher = header_of(samples, "right", shipped.fingerprint(), DENSE)
     part, = parts.parts_of(header)
     words, starts = read_words(samples[part.samples], cipher, 0)
     mode, (stream,) = parts.split_streams(words, starts, cipher, 0, 1, 64)
@@ -403,14 +403,36 @@ def test_a_key_hides_how_much_is_hidden(shipped, files, length):
     assert changes(silence)[0] < changes(speech)[0] / 4
 
 
-def test_digital_silence_is_left_alone(shipped, files):
-    """In the middle of a cover, also with a key."""
-    cover, secret = pcm(64000, seed=39), pcm(48000, seed=40)
-    cover[30000:40000] = 0
-    for key in (None, "k"):
-        hidden, *_ = files.hide(shipped, cover, secret, key=key)
-        assert not hidden[30000 + SEGMENT:40000 - SEGMENT].any()
-        assert len(files.reveal(shipped, hidden, key=key)) == 48000
+@pytest.mark.parametrize("key", [None, "k"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_digital_silence_is_left_alone(shipped, files, key, channels):
+    """At the beginning and the end, where header and seal would lie, and in between."""
+    cover, secret = (pcm(channels, n, seed=39).squeeze(0) for n in (64000, 48000))
+    silence = slice(0, 9001), slice(30000, 40000), slice(60000, None)
+    for place in silence:
+        cover[..., place] = 0
+    hidden, *_ = files.hide(shipped, cover, secret, key=key)
+    for place in (silence[0], slice(30000 + SEGMENT, 40000 - SEGMENT), silence[2]):
+        assert not hidden[..., place].any()
+    revealed = files.reveal(shipped, hidden, key=key)
+    assert revealed.shape == secret.shape
+    for place, step in ((3, 1), (3, 2), (63990, 1)):
+        damaged = hidden.clone()
+        damaged[..., place] += step / 32768
+        with pytest.raises(StegoError, match="there is no secret|changed"):
+            files.reveal(shipped, damaged, key=key)
+    if not key:
+        cut = files.reveal(shipped, hidden[..., 5000:62000], force=True)
+        assert torch.equal(cut, revealed), "only silence is missing"
+
+
+@pytest.mark.parametrize("cover", [torch.zeros(16000), pcm(16000, seed=15)], ids=["all", "half"])
+def test_silence_that_must_be_used(shipped, files, cover):
+    """Where more than half of a cover is silent, it is not left alone."""
+    cover = cover.clone()
+    cover[:8500] = 0
+    hidden, *_ = files.hide(shipped, cover, pcm(12000, seed=16))
+    assert hidden[:8500].any() and len(files.reveal(shipped, hidden)) == 12000
 
 
 # ---------------------------------------------------------------- training and model files
