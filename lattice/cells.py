@@ -127,7 +127,7 @@ def random_numbers(count: int, cipher: Cipher, part: int) -> tuple[Tensor, Tenso
     of the words themselves are not equally frequent, which a detector could count."""
     words = cipher.words(b"labels %d\0" % part, count)
     dither = cipher.integers(b"digits %d\0" % part, count * (SEGMENT - LABEL), torch.int32)
-    return words % len(WIDTHS), (words >> 16) % SEGMENT, dither.view(count, -1)
+    return words % len(WIDTHS), (words >> 16) % SEGMENT, dither.view(count, SEGMENT - LABEL)
 
 
 def positions(segments: Tensor, first: Tensor, start: int, stop: int) -> Tensor:
