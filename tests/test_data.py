@@ -1,5 +1,6 @@
 """data.py: which files are found, which crops they give, and to which process."""
 
+import itertools
 import os
 import random
 
@@ -8,7 +9,7 @@ import pytest
 import soundfile
 import torch
 
-from helpers import voice
+from helpers import TINY, metrics, train, voice
 from training import data
 
 
@@ -81,3 +82,59 @@ def test_shares_do_not_overlap():
     shares = [list(data.share(10, 6, 4, rank, 3)) for rank in range(3)]
     assert sorted(sum(shares, [])) == list(range(10, 10 + 3 * 6 * 4))
     assert shares[1][:4] == [14, 15, 16, 17]
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """Two splits of parquet files with a real Audio column, one item of which is no audio; and the
+    same as save_to_disk writes it."""
+    datasets = pytest.importorskip("datasets")
+    folder = tmp_path_factory.mktemp("hub")
+    for i in range(12):
+        soundfile.write(folder / "x.wav", voice(1, 16000, i), (16000, 24000)[i % 2])
+        content = (folder / "x.wav").read_bytes() if i != 5 else b"no audio"
+        if i % 4 == 0:
+            items = []
+        items.append({"bytes": content, "path": f"{i}.wav"})
+        if i % 4 == 3:
+            table = datasets.Dataset.from_dict({"speech": items, "text": ["words"] * 4})
+            table = table.cast_column("speech", datasets.Audio())
+            name = ("train-00000-of-00002", "train-00001-of-00002", "dev-00000-of-00001")[i // 4]
+            (folder / "parquet").mkdir(exist_ok=True)
+            table.to_parquet(folder / "parquet" / f"{name}.parquet")
+    datasets.DatasetDict({"train": table, "dev": table}).save_to_disk(folder / "disk")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["parquet", "disk"])
+def test_a_dataset_by_name(hub, tmp_path, name):
+    train("--hf_dataset", hub / name, "--hf_column", "speech", "--hf_val_split", "dev", *TINY,
+          "--steps", 8, "--out_dir", tmp_path)
+    rows = metrics(tmp_path)
+    assert (int(rows[-1]["unusable"]) > 0) == (name == "parquet")
+    assert float(rows[-1]["val_stego_snr"]) > 20
+
+
+def test_each_epoch_has_an_order_of_its_own_and_resuming_keeps_it(hub):
+    streams = data.open_hub(str(hub / "parquet"), None, "speech")
+    pairs = data.HubPairs(streams["train"], "speech", 16000, 4000, "train 0", shuffled=1000)
+    names = [item["path"] for item in itertools.islice(pairs.items(), 24)]
+    epochs = [names[i:i + 8] for i in (0, 8, 16)]
+    assert all(len(set(epoch)) == 8 for epoch in epochs) and epochs[0] != epochs[1] != epochs[2]
+    first = list(itertools.islice(pairs.pairs(), 12))
+    resumed = list(itertools.islice(pairs.pairs(first[3].number + 1), 8))
+    for a, b in zip(first[4:], resumed, strict=True):
+        assert torch.equal(a.cover, b.cover) and a[2:] == b[2:]
+
+
+def test_too_many_unusable_items_end_the_run():
+    class Broken:
+        def set_epoch(self, epoch):
+            pass
+
+        def __iter__(self):
+            return iter([{"audio": {"bytes": b"no audio", "path": None}}, {"audio": None}])
+
+    pytest.importorskip("datasets")
+    with pytest.raises(data.DataError, match="more than half of the items are unusable, the first"):
+        next(data.HubPairs(Broken(), "audio", 16000, 4000, "x").pairs())

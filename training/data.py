@@ -14,6 +14,7 @@ import math
 import os
 import random
 import sys
+from inspect import signature
 from typing import NamedTuple
 
 import soundfile
@@ -173,7 +174,9 @@ class HubPairs:
         stream = self.stream
         if self.shuffled:
             seed = random.Random(self.seed).getrandbits(31)
-            stream = stream.shuffle(seed, buffer_size=self.shuffled)
+            one = {"max_buffer_input_shards": 1}  # more are read in threads, 5 s to end an epoch
+            options = one if one.keys() <= signature(stream.shuffle).parameters.keys() else {}
+            stream = stream.shuffle(seed, buffer_size=self.shuffled, **options)
         if world > 1:
             stream = split_dataset_by_node(stream, rank, world)
         for epoch in itertools.count():
