@@ -114,7 +114,7 @@ def compare(args, folder: str):
 def detect_stegos(args, folder: str):
     """Print how well detectors find stegos; `folder` is temporary."""
     directory, *names = args.steganalysis
-    systems = steganalysis.systems_to_detect(load_models(args.model, SHIPPED[:2]), names)
+    systems = steganalysis.systems_to_detect(load_models(args.model, SHIPPED[:3]), names)
     pairs, rate = open_pairs(args)
     train_pairs = list(draw_pairs(find_audio(directory), args.train_pairs, args.seed, rate))
     say(f"pairs: {len(train_pairs)} for training, {len(pairs)} for the test, at {rate} Hz; 0.5 is "
@@ -128,7 +128,7 @@ def detect_stegos(args, folder: str):
 def make_page(args):
     """Write the page of two files, or of the examples, with the models, LSB and Opus."""
     *voices, rate = own_pair(args.cover or EXAMPLES[0], args.secret or EXAMPLES[1])
-    models = load_models(args.model, SHIPPED[:2])
+    models = load_models(args.model, SHIPPED[:3])
     systems = [our_system(model, label) for label, model in models.items()]
     perceptual = all(importlib.util.find_spec(name) for name in ("pesq", "pystoi"))
     size = write_page(args.page, *voices, rate, [*systems, lsb(6), opus(32)],

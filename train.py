@@ -23,6 +23,7 @@ Shapes: B pairs in this process's batch, T samples.
 """
 
 import contextlib
+import copy
 import itertools
 import math
 import os
@@ -70,11 +71,14 @@ class Flags(Common):
 
     # losses
     w_stego: float = None  # weight of stego against cover
+    w_stego_end: float = 0.0  # w_stego rises to this over the first half of the run; 0: it stays
     w_cover: float = None  # weight of the recovered cover against the cover
     w_secret: float = None  # weight of the recovered secret against the secret
     w_z: float = None  # weight of the standard-normal negative log-likelihood of r
     wave: float = None  # weight of the mean absolute difference of the waveforms
     stft: float = None  # weight of the multi-resolution STFT distance
+    stft_from: float = 0.0  # share of the run after which it starts to rise to that, from 0; it
+    #                         arrives 0.4 later; 0: it has this weight from the start
     snr: float = None  # weight of the signal-to-noise ratio in dB
     snr_ceiling: float = None  # dB at which it saturates
     wavlm_weight: float = 0.0  # weight of the distance between WavLM's hidden states
@@ -105,6 +109,8 @@ class Flags(Common):
     warmup: int = None  # steps in which the learning rate rises from zero
     clip: float = None  # norm to which a larger gradient is scaled down
     spike: float = 0.0  # skip a step whose gradient is this many times the usual; 0: never
+    average: float = 0.0  # decay of averaged weights, which are validated and saved as best.pt; 0:
+    #                       the weights themselves are
     seed: int = 0  # of the weights, the data and the noise
 
     # machine
@@ -127,9 +133,10 @@ PRESETS = {
         snr=0.0, snr_ceiling=40.0, steps=570000, batch_size=4, lr=1e-4, schedule="decay", warmup=0,
         clip=1.0, recompute=True),
     "bands": dict(
-        crop=0.32, gain=0.0, w_stego=2.0, w_cover=0.0, w_secret=5.0, w_z=0.0, wave=1.0, stft=0.0,
-        snr=0.0, snr_ceiling=40.0, steps=2000, batch_size=4, lr=1.5e-3, schedule="cosine",
-        warmup=50, clip=1.0, recompute=False),
+        crop=0.32, gain=10.0, tilt=12.0, w_stego=2.0, w_stego_end=12.0, w_cover=0.0, w_secret=5.0,
+        w_z=0.0, wave=1.0, stft=0.026, stft_from=0.1, snr=0.0, snr_ceiling=40.0, steps=11000,
+        batch_size=4, lr=1.5e-3, schedule="cosine", warmup=50, clip=1.0, spike=5.0, average=0.999,
+        recompute=False),
 }
 DEFAULTS = {preset: asdict(NETWORKS[preset]()) | PRESETS[preset] for preset in PRESETS}
 LONGEST_WINDOW = 2048  # samples, of the STFTs; that of the losses is half reflected at both ends
@@ -147,6 +154,7 @@ def useful(flags):
         ("sample_rate bands carriers blocks growth kernel clamp stego_snr margin reserve",
          not source, f"a new network; that of {source} is as it is"),
         ("wave stft snr wavlm_weight", losses, "--w_stego, --w_cover or --w_secret"),
+        ("stft_from", flags.stft, "--stft"),
         ("snr_ceiling", flags.snr, "--snr"),
         ("wavlm_source wavlm_distance", flags.wavlm_weight, "--wavlm_weight"),
         ("adv_weight feat_weight disc_start disc_lr", flags.adversarial, "--adversarial"),
@@ -155,10 +163,15 @@ def useful(flags):
     ]
 
 
-def weigh(flags):
-    """The weights of the losses, as `loss_terms` takes them."""
-    return {"stego": flags.w_stego, "cover": flags.w_cover, "secret": flags.w_secret,
-            "z": flags.w_z, "wave": flags.wave, "stft": flags.stft, "snr": flags.snr,
+def weigh(flags, done=1.0):
+    """The weights of the losses, as `loss_terms` takes them, after this share of the run."""
+    w_stego, stft = flags.w_stego, flags.stft
+    if flags.w_stego_end:
+        w_stego += (flags.w_stego_end - w_stego) * min(1, 2 * done)
+    if flags.stft_from:
+        stft *= min(1, max(1e-6, (done - flags.stft_from) / 0.4))
+    return {"stego": w_stego, "cover": flags.w_cover, "secret": flags.w_secret,
+            "z": flags.w_z, "wave": flags.wave, "stft": stft, "snr": flags.snr,
             "wavlm": flags.wavlm_weight}
 
 
@@ -284,9 +297,9 @@ def main(argv=None):
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
     # the state of the run
-    weights = weigh(flags)
+    averaged = copy.deepcopy(model) if flags.average else model
     against_names = ["disc_loss", "adv_loss", "feat_loss"] if adversary else []
-    measured = ["loss", *(f"loss_{name}" for name in term_names(weights)), *objective.scores,
+    measured = ["loss", *(f"loss_{name}" for name in term_names(weigh(flags))), *objective.scores,
                 *against_names, "grad_norm"]
     window = torch.zeros(len(measured) + 1, device=device)  # sums since the last row, and steps
     skipped = torch.zeros(3, device=device)  # steps: in all, just now; the usual gradient norm
@@ -296,6 +309,8 @@ def main(argv=None):
         scaler.load_state_dict(state["scaler"])
         if adversary:
             adversary.load_state_dict(state["adversary"])
+        if flags.average:
+            averaged.load_state_dict(state["averaged"])
         window, skipped = state["window"].to(device), state["skipped"].to(device)
         if isinstance(train_pairs, data.HubPairs) and len(state["used"]) == WORLD:
             used = state["used"][RANK]
@@ -318,6 +333,7 @@ def main(argv=None):
                 flags=asdict(flags), step=step, used=places, best=best, first_loss=first_loss,
                 unusable=bad, reason=reason, skipped=skipped.cpu(), window=sums,
                 optimiser=optimiser.state_dict(), scaler=scaler.state_dict(),
+                averaged=averaged.state_dict() if flags.average else None,
                 adversary=adversary and adversary.state_dict()))
         if WORLD > 1:  # also since a process that ends while gloo lets go of a tensor can hang
             distributed.barrier()
@@ -344,7 +360,7 @@ def main(argv=None):
                 sys.exit(code)
 
             # Nothing here waits for the device, until there is a row to write.
-            rate_now = learning_rate(step, flags)
+            rate_now, weights = learning_rate(step, flags), weigh(flags, step / flags.steps)
             for group in optimiser.param_groups:
                 group["lr"] = rate_now
             optimiser.zero_grad()
@@ -374,6 +390,10 @@ def main(argv=None):
             optimiser.found_inf = broken.float()  # fused Adam skips the step where this is 1
             scaler.step(optimiser)
             scaler.update()
+            if flags.average:
+                share = 1 - min(flags.average, (step + 1) / (step + 10))
+                with torch.no_grad():
+                    torch._foreach_lerp_([*averaged.parameters()], [*model.parameters()], share)
             usual = torch.where(broken, usual, usual + (norm - usual) * max(0.02, 1 / (step + 1)))
             skipped = torch.stack([total + broken, (in_a_row + 1) * broken, usual])
             sums = torch.cat([sums / flags.accumulate, torch.stack([norm, torch.ones_like(norm)])])
@@ -399,14 +419,14 @@ def main(argv=None):
                 row = dict(zip(measured, means), step=done, lr=rate_now, skipped=total,
                            unusable=bad)
                 if done % flags.val_every == 0 or done == flags.steps:
-                    totals, sounds = objective.validate(val_set, device)
+                    totals, sounds = objective.validate(val_set, device, averaged)
                     *validated, pairs_ = sum_of_all(totals).tolist()
                     validated = [x / pairs_ for x in validated]
                     row |= {f"val_{name}": x for name, x in zip(objective.scores, validated)}
                     if sum(validated) > best:
                         best = sum(validated)
                         if RANK == 0:
-                            checkpoint.save(model, best_path)
+                            checkpoint.save(averaged, best_path)
                     if RANK == 0:
                         record.sounds(done, sounds, rate)
                 if RANK == 0:

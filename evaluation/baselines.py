@@ -32,7 +32,7 @@ from files.resample import resample
 from wavinwav import LappedINN, lapped, unlapped
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-SHIPPED = "wavinwav", "lattice", "robust"
+SHIPPED = "wavinwav", "lattice", "paper", "robust"
 LATTICE_SNRS = 36, 41, 46, 52, 58, 64  # dB, of the stegos in the table
 INN_SNRS = 42, 45, 48, 51
 

@@ -25,13 +25,13 @@ def test_models_by_the_recipe(tmp_path):
         soundfile.write(speech / f"{i}.wav", voice(1, 16000, i), 16000)
     done = make(speech, models, *QUICK, "--steps", 4)
     assert done.returncode == 0, done.stderr
-    paths = [models / name for name in ("wavinwav.pt", "lattice.pt", "robust.pt")]
-    assert list(baselines.load_models(map(str, paths))) == ["INN", "lattice", "robust"]
+    paths = [models / name for name in ("wavinwav.pt", "lattice.pt", "paper.pt", "robust.pt")]
+    assert list(baselines.load_models(map(str, paths))) == ["INN", "lattice", "paper", "robust"]
 
-    paths[2].unlink()  # as if it had been stopped before the copy
+    paths[3].unlink()  # as if it had been stopped before the copy
     before = paths[0].stat().st_mtime_ns
     assert make(speech, models, *QUICK, "--steps", 4).returncode == 0
-    assert paths[2].exists() and paths[0].stat().st_mtime_ns == before
+    assert paths[3].exists() and paths[0].stat().st_mtime_ns == before
 
 
 def test_arguments(tmp_path):

@@ -107,7 +107,8 @@ def test_recomputation_changes_no_gradient(subnet):
 
 
 TINY_BANDS = ["--preset", "bands", "--growth", 16, "--crop", 0.15, "--warmup", 20, "--log_every",
-              20, "--val_pairs", 16, "--workers", 0, "--no_progress"]
+              20, "--val_pairs", 16, "--workers", 0, "--no_progress",
+              "--w_stego_end", 0, "--stft", 0, "--tilt", 0]
 
 
 def test_stego_and_secret_rise_together(data, tmp_path):

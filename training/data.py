@@ -116,22 +116,40 @@ def read_crop(source, rng, samples, rate):
     return functional.pad(x, (0, samples - len(x)))
 
 
-def usable_crop(source, rng, samples, rate, gain):
-    """A crop that is not silent, its level changed by up to `gain` dB. Raises Unusable."""
+def usable_crop(source, rng, samples, rate, gain, tilt=0.0):
+    """A crop that is not silent, its level changed by up to `gain` dB, and `varied` if there is a
+    tilt. Raises Unusable."""
     for _ in range(TRIES):
-        x = read_crop(source, rng, samples, rate)
+        speed = 2 ** rng.uniform(-0.6, 0.6) if tilt else 1.0
+        x = read_crop(source, rng, round(samples * speed), rate)
         if x.square().mean() > SILENCE:
-            return x * 10 ** (rng.uniform(-gain, gain) / 20)
+            x = varied(x, rng, samples, tilt) if tilt else x
+            x = x * 10 ** (rng.uniform(-gain, gain) / 20)
+            return x / x.abs().max().clamp_min(1) if tilt else x
     raise Unusable("it is silent")
+
+
+def varied(x, rng, samples, tilt):
+    """A crop as of another recording [samples]: resampled, its high frequencies raised by up to
+    `tilt` dB or lowered by a third of that, and every second time with white noise."""
+    spectrum, bins = torch.fft.rfft(x) * (samples / len(x)), samples // 2 + 1
+    spectrum = functional.pad(spectrum, (0, bins - len(spectrum)))
+    corner, decibel = rng.uniform(0.1, 0.5), rng.uniform(-tilt / 3, tilt)
+    rise = ((torch.linspace(0, 1, bins) - corner) / (1 - corner)).clamp_min(0)
+    x = torch.fft.irfft(spectrum * 10 ** (decibel * rise / 20), samples)
+    if rng.random() < 0.5:
+        normal = torch.randn(samples, generator=torch.Generator().manual_seed(rng.getrandbits(31)))
+        x = x + normal * x.square().mean().sqrt() * 10 ** (-rng.uniform(30, 70) / 20)
+    return x
 
 
 class Pairs(Dataset):
     """Pairs of crops of two different files. Pair n depends on seed and n alone. The level of each
     crop is changed by up to `gain` dB."""
 
-    def __init__(self, files, rate, samples, seed, gain=0.0, purpose="train"):
+    def __init__(self, files, rate, samples, seed, gain=0.0, tilt=0.0, purpose="train"):
         self.files, self.rate, self.samples = files, rate, samples
-        self.seed, self.gain, self.purpose = seed, gain, purpose
+        self.seed, self.change, self.purpose = seed, (gain, tilt), purpose
         seconds = (max(frames / own, samples / rate) for _, frames, own in files)
         self.ends = list(itertools.accumulate(seconds, initial=0.0))
 
@@ -145,7 +163,7 @@ class Pairs(Dataset):
             chosen = min(bisect.bisect(self.ends, place), len(self.files)) - 1
             try:
                 path = self.files[chosen][0]
-                return usable_crop(path, rng, self.samples, self.rate, self.gain), chosen
+                return usable_crop(path, rng, self.samples, self.rate, *self.change), chosen
             except Unusable as error:
                 problems.append(f"{path}: {error}")
         names = "; ".join(dict.fromkeys(problems[-3:]))
@@ -164,9 +182,9 @@ class HubPairs:
     and 2 n + 1 of its share, which are shuffled, among so many, anew in each epoch. A pair with
     an unusable item is skipped."""
 
-    def __init__(self, stream, column, rate, samples, seed, gain=0.0, shuffled=0):
+    def __init__(self, stream, column, rate, samples, seed, gain=0.0, tilt=0.0, shuffled=0):
         self.stream, self.column, self.rate, self.samples = stream, column, rate, samples
-        self.seed, self.gain, self.shuffled = seed, gain, shuffled
+        self.seed, self.change, self.shuffled = seed, (gain, tilt), shuffled
 
     def items(self, rank=0, world=1):
         """A process's share of the items, epoch after epoch, without end. Raises DataError."""
@@ -201,7 +219,7 @@ class HubPairs:
             for item in two:
                 try:
                     crops.append(usable_crop(content(item), rng, self.samples, self.rate,
-                                             self.gain))
+                                             *self.change))
                     excess = max(0, excess - 1)
                 except Unusable as error:
                     problems.append(f"an item: {error}")
@@ -341,7 +359,7 @@ def open_data(flags, rate, samples):
     seed = f"train {flags.seed}"
     if not flags.hf_dataset:
         train, val = split_files(flags.data_dir, flags.val_dir)
-        return (Pairs(train, rate, samples, seed, flags.gain),
+        return (Pairs(train, rate, samples, seed, flags.gain, flags.tilt),
                 Pairs(val, rate, samples, "val", purpose="validate"),
                 f"{len(train)} files to train on, {len(val)} to validate on")
 
@@ -356,7 +374,7 @@ def open_data(flags, rate, samples):
     else:
         val = HubPairs(stream.take(reserved), column, rate, samples, "val")
         stream, about = stream.skip(reserved), f"its first {reserved} items"
-    train = HubPairs(stream, column, rate, samples, seed, flags.gain, shuffled=1000)
+    train = HubPairs(stream, column, rate, samples, seed, flags.gain, flags.tilt, shuffled=1000)
     try:
         next(train.items())
     except DataError as error:

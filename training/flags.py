@@ -43,6 +43,8 @@ class Common:
     val_dir: str = ""  # folder to validate on (default: 5 percent of the files, at least 2)
     crop: float = None  # length of a training crop in seconds
     gain: float = None  # change the level of each crop by up to this many dB, up or down
+    tilt: float = 0.0  # vary crops as other recordings would: raise high frequencies by up to this
+    #                    many dB, change the speed by up to half, add faint noise; 0: do not
     val_pairs: int = 64  # pairs in the fixed validation set, each of one crop's length
     workers: int = 1  # processes that load data; 0: load in the training process
 
@@ -72,8 +74,8 @@ def documented(cls):
 
 def shown_default(field, presets):
     """The default of a flag, for its help."""
-    values = {preset: defaults.get(field.name) for preset, defaults in presets.items()}
-    values = {None: field.default} if field.default is not None else values
+    values = {preset: defaults.get(field.name, field.default)
+              for preset, defaults in presets.items()}
     texts = {preset: format(value, "g") if isinstance(value, (int, float)) else value
              for preset, value in values.items() if value not in (None, "")}
     if len(set(texts.values())) == 1 and len(texts) == len(values):

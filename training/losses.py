@@ -143,11 +143,11 @@ class Objective(nn.Module):
         return loss_terms(waves, r, weights, self.snr_ceiling, self.wavlm), scores, waves
 
     @torch.no_grad()
-    def validate(self, loader, device):
+    def validate(self, loader, device, model):
         """Sums of the scores over all pairs of `loader`, rounded to files and under the noise, and
         their number [3]; waves [T] of the first pair."""
         totals, shown = torch.zeros(3), {}
-        self.model.eval()
+        trained, self.model = self.model, model.eval()
         for batch, pair in enumerate(loader):
             cover, secret = pair.cover.to(device), pair.secret.to(device)
             stego, _, secret_, _ = self.round_trip(cover, secret, pair.number, batch)
@@ -156,7 +156,7 @@ class Objective(nn.Module):
             totals += torch.tensor([*scores, len(cover)])
             shown = shown or {"cover": cover[0], "stego": stego[0],
                               "secret": secret[0], "revealed secret": secret_[0]}
-        self.model.train()
+        self.model = trained.train()
         return totals, shown
 
 

@@ -1,0 +1,69 @@
+"""The shipped network of the paper, through files: pieces, channels, loud covers and a key."""
+
+import os
+
+import numpy as np
+import pytest
+import soundfile
+
+import stego
+from files import parts
+from files.command import StegoError
+from helpers import ROOT
+
+EXAMPLES = [os.path.join(ROOT, "examples", f"{name}.wav") for name in ("cover", "secret")]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return stego.load_model("paper")
+
+
+def test_examples(model, tmp_path):
+    stego_path, found = tmp_path / "stego.wav", tmp_path / "found.wav"
+    stego_snr, secret_snr = stego.hide(*EXAMPLES, stego_path, model)
+    assert stego_snr > 22 and secret_snr > 11
+    stego.reveal(stego_path, found, model)
+    assert snr(EXAMPLES[1], found) == pytest.approx(secret_snr, abs=0.1)
+
+
+def test_pieces_channels_and_loud_covers(model, tmp_path, monkeypatch):
+    cover, rate = soundfile.read(EXAMPLES[0])
+    loud = np.stack([cover / np.abs(cover).max(), cover[::-1]], 1)[:40015]  # not whole frames
+    paths = [tmp_path / f"{name}.wav" for name in ("cover", "secret", "stego", "found")]
+    soundfile.write(paths[0], loud, rate)
+    soundfile.write(paths[1], soundfile.read(EXAMPLES[1])[0][:40015], rate)
+    alone = stego.hide(*paths[:3], model, overwrite=True)
+    monkeypatch.setattr(parts, "PIECE", 1 << 14)
+    in_pieces = stego.hide(*paths[:3], model, overwrite=True)
+    assert in_pieces == pytest.approx(alone, abs=1)
+    assert np.abs(soundfile.read(paths[2], dtype="int16")[0].astype(int)).max() <= 32767
+    stego.reveal(paths[2], paths[3], model)
+    assert soundfile.info(paths[3]).frames == 40015
+    assert snr(paths[1], paths[3]) == pytest.approx(in_pieces[1], abs=0.1)
+
+
+def test_pieces_are_long_enough(monkeypatch):
+    monkeypatch.setattr(parts, "PIECE", 100)
+    for frames in (1, 99, 100, 149, 150, 151, 199, 1234):
+        found = parts.pieces(frames)
+        assert [start for start, _ in found] == [0, *(stop for _, stop in found[:-1])]
+        assert found[-1][1] == frames
+        assert all(50 <= stop - start <= 150 for start, stop in found) or frames < 50
+
+
+def test_a_key_is_needed(model, tmp_path):
+    stego_path, found = tmp_path / "stego.wav", tmp_path / "found.wav"
+    stego_snr, secret_snr = stego.hide(*EXAMPLES, stego_path, model, key="open sesame")
+    assert stego_snr > 22 and secret_snr > 11
+    for key in (None, "open barley"):
+        with pytest.raises(StegoError):
+            stego.reveal(stego_path, found, model, key)
+    stego.reveal(stego_path, found, model, "open sesame")
+    assert snr(EXAMPLES[1], found) == pytest.approx(secret_snr, abs=0.1)
+
+
+def snr(reference, estimate):
+    """dB, of two files of one channel."""
+    a, b = (soundfile.read(path)[0] for path in (reference, estimate))
+    return 10 * np.log10(np.square(a).sum() / np.square(a - b).sum())
