@@ -179,9 +179,8 @@ def reveal(stego_path, secret_path, model, key=None, force=False, overwrite=Fals
     check_output(secret_path, overwrite)
     method = method_of(model)
     with standard_streams([stego_path], secret_path) as ((stego_file,), secret_file, folder):
-        stego = decode(stego_file, stego_path, folder, whole=False)
         try:
-            header, cipher = read_header(method, stego, key, force)
+            stego, header, cipher = read_header(method, stego_file, stego_path, folder, key, force)
             seconds = header.length / stego.rate
             with (placing(secret_file, overwrite) as temporary,
                   writing(temporary, secret_file, stego.rate, header.channels, 16, seconds) as put):
@@ -199,21 +198,29 @@ def reveal(stego_path, secret_path, model, key=None, force=False, overwrite=Fals
     return seconds
 
 
-def read_header(method, stego, key, force):
-    """The header of a stego, which is verified unless `force` is set, and the cipher of the rest.
-    Raises NoSecret, OtherModel, Damaged."""
+def read_header(method, path, name, folder, key, force):
+    """The stego as a Sound, its header, and the cipher of the rest. The header is read first, so
+    that no more of a file is decoded than it says, and verified unless `force` is set. Raises
+    NoSecret, OtherModel, Damaged."""
+    first = decode(path, name, folder, whole=False, most=container.DENSE.header_samples)
+    if method.layout == container.DENSE:  # whose header comes after digital silence
+        loud = (first.read() >> 1).nonzero()
+        if not len(loud) or loud[0] + 2 * method.layout.header_samples > first.samples:
+            first = decode(path, name, folder, whole=False)
     try:
         header, cipher = Header.read(
-            stego.read, stego.samples, key, method.fingerprint(), method.layout)
+            first.read, first.samples, key, method.fingerprint(), method.layout)
     except NoSecret:
         if not force or key is not None:  # the nonce is lost with the header
             raise
+        stego = decode(path, name, folder, whole=False)
         if header := method.assumed_header(stego):
-            return header, Cipher()
+            return stego, header, Cipher()
         raise
-    frames, rest = divmod(header.samples, stego.channels)  # without a key anyone can write a header
-    if rest or header.length > frames or header.channels > stego.channels:
+    frames, rest = divmod(header.samples, first.channels)  # without a key anyone can write a header
+    if rest or header.length > frames or header.channels > first.channels:
         raise Damaged("its header does not fit it")
+    stego = decode(path, name, folder, first.depth, whole=False, most=frames + 1)
     if not force:
         if header.form != (stego.rate, stego.channels, stego.depth):
             raise Damaged("its rate, channels or bits were {} Hz, {}, {}, and are not now".format(
@@ -221,7 +228,7 @@ def read_header(method, stego, key, force):
         container.verify(stego.read, stego.samples, header, cipher)
     if header.samples > MOST_LOST * stego.samples:
         raise Damaged(f"it was cut: {stego.samples} of {header.samples} samples are left")
-    return header, cipher
+    return stego, header, cipher
 
 
 def read_key(args):

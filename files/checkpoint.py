@@ -48,8 +48,16 @@ def replacing(path: str | os.PathLike, overwrite: bool = True) -> Iterator[str]:
 
 
 def temporary_name(path: str | os.PathLike) -> str:
-    """Of this thread, for what will be at `path`; `remove_stale` knows it again."""
-    return f"{os.fspath(path)}.{os.getpid()}-{threading.get_ident()}.tmp"
+    """For this thread to write what will be at `path`; `remove_stale` recognises it."""
+    return f"{_stem(path)}.{os.getpid()}-{threading.get_ident()}.tmp"
+
+
+def _stem(path: str | os.PathLike) -> str:
+    """A path whose name is short enough for an ending of 50 bytes more."""
+    folder, name = os.path.split(os.fspath(path))
+    while len(os.fsencode(name)) > 200:
+        name = name[:-1]
+    return os.path.join(folder, name)
 
 
 def _place(temporary: str, path: str):
@@ -65,15 +73,18 @@ def _place(temporary: str, path: str):
 
 def remove_stale(path: str | os.PathLike):
     """Remove the temporary files of processes that were killed before they replaced `path`."""
-    for temporary in glob.glob(glob.escape(os.fspath(path)) + ".*.tmp"):
-        number = re.fullmatch(r"\.(\d+)(-\d+)?\.tmp", temporary[len(os.fspath(path)):])
+    stem = _stem(path)
+    for temporary in glob.glob(glob.escape(stem) + ".*.tmp"):
+        number = re.fullmatch(r"\.(\d+)(-\d+)?\.tmp", temporary[len(stem):])
         if number and not is_running(int(number[1])):
             with contextlib.suppress(OSError):
                 os.remove(temporary)
 
 
 def is_running(process: int) -> bool:
-    """Whether there is a process of this number."""
+    """Whether there is a process of this number. Windows cannot tell: there, always."""
+    if os.name == "nt":
+        return True
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

@@ -5,7 +5,6 @@ import contextlib
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 
@@ -87,7 +86,7 @@ def mistakes_in_one_line(*more):
             raise
         sys.exit("error: there is not enough memory; raise the limit, or end what else runs")
     except OSError as error:  # of temporary files
-        path = one_line(error.filename or tempfile.gettempdir())
+        path = one_line(error.filename or "a temporary file")
         sys.exit(f"error: {path}: {error.strerror}; is there room, and the right to write?")
 
 

@@ -31,7 +31,7 @@ PIECE = 1 << 18  # samples of each channel that the paper's network works on
 PART = 1 << 20  # samples at most that the INN works on
 EXCERPT, EXCERPTS = 8192, 16  # frames, and how many of them decide the width of the INN's cells
 SEARCHED = 1 << 18  # frames in which cells are looked for, where the header is lost
-LEAST_SURE = 8  # standard deviations from chance that the found cells must be
+LEAST_SURE = 5  # standard deviations from chance that the found cells must be
 CODES = 1 << 12  # settings of an INN
 
 
@@ -246,8 +246,11 @@ def find_code(model, x):
         best = near[together(near, 512, 3.5).argmax()]
     best = best if model.config.reserve else best.round()
     phase = x[:, :2048] / model.cells(unpacked(best))[0]
-    waves = torch.cos(2 * math.pi * phase[phase.abs() > 3.5])
-    return best.item(), (waves.sum() / (max(1, len(waves)) / 2) ** 0.5).item()
+    far = phase.abs() > 3.5
+    waves = (torch.cos(2 * math.pi * phase) * far).sum((0, 1, 2))
+    counts = far.sum((0, 1, 2))
+    bands = (waves / (counts / 2).clamp_min(1).sqrt()).clamp(-3, 3)  # a tone is in few of them
+    return best.item(), (bands.sum() / max(1, (counts > 0).sum()) ** 0.5).item()
 
 
 class PaperMethod(NetworkMethod):
@@ -358,9 +361,8 @@ def in_order(work, tasks, unit=None):
     """Yield work(task) of each task, in order, with a progress bar if a unit is given. Processes
     are forked on Linux, where it is safe; threads would wait for each other."""
     forks = sys.platform == "linux" and hasattr(os, "fork")
+    forks = forks and not multiprocessing.current_process().daemon  # which may not have children
     workers = min(len(tasks), os.cpu_count() or 1) if forks else 1
-    if multiprocessing.current_process().daemon:  # which may not have children
-        workers = 1
     results = _in_processes(work, tasks, workers) if workers > 1 else map(work, tasks)
     disable = None if unit else True  # None: shown on a terminal only
     yield from tqdm(results, total=len(tasks), unit=unit or "", leave=False, disable=disable)
@@ -368,6 +370,7 @@ def in_order(work, tasks, unit=None):
 
 def _in_processes(work, tasks, workers):
     fork, waiting = multiprocessing.get_context("fork"), collections.deque()
+    others = multiprocessing.active_children()
     with ProcessPoolExecutor(workers, fork, _start, (work,)) as pool:
         try:
             for task in tasks:
@@ -377,10 +380,13 @@ def _in_processes(work, tasks, workers):
                     waiting.append(_submit(pool, task))
             while waiting:
                 yield waiting.popleft().result()
-        except BrokenProcessPool as error:
-            raise StegoError("a worker process was killed; is there enough memory?") from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+        except BaseException as error:
+            for worker in multiprocessing.active_children():  # do not wait for what they do
+                if worker not in others:
+                    worker.kill()
+            if isinstance(error, BrokenProcessPool):
+                raise StegoError("a worker process was killed; is there enough memory?") from error
+            raise
 
 
 def _submit(pool, task):

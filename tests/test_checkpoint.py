@@ -1,9 +1,12 @@
 """checkpoint.py: a file is whole or not there."""
 
+import os
+
 import pytest
 import torch
 
 from files import checkpoint
+from helpers import INN, LATTICE, ROBUST
 from lattice.lattice import Lattice, LatticeConfig
 
 
@@ -30,3 +33,23 @@ def test_a_file_of_another_version_is_refused(tmp_path):
     torch.save(checkpoint.read(path) | {"wavinwav": 1}, path)
     with pytest.raises(ValueError, match="model.pt is not a WavInWav model of this version"):
         checkpoint.read(path)
+
+
+@pytest.mark.parametrize("name", ["x" * 244 + ".pt", "ä" * 120 + ".pt"], ids=["ascii", "umlauts"])
+def test_the_longest_names(tmp_path, name):
+    (tmp_path / (name[:100] + ".1-2.tmp")).write_text("of another file")
+    stale = checkpoint.temporary_name(tmp_path / name).replace(f".{os.getpid()}-", ".4194999-")
+    open(stale, "w").close()
+    checkpoint.save(Lattice(LatticeConfig(growth=1)), tmp_path / name)
+    assert sorted(os.listdir(tmp_path)) == sorted([name, name[:100] + ".1-2.tmp"])
+
+
+@pytest.mark.parametrize("folder", [".", "elsewhere"])
+def test_models_by_name(tmp_path, folder, monkeypatch):
+    """From any folder, also from one that has a folder of that name."""
+    (tmp_path / "elsewhere" / "lattice").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / folder)
+    for name, path in (("robust", ROBUST), ("wavinwav", INN), ("lattice", LATTICE)):
+        assert os.path.samefile(checkpoint.model_path(name), path)
+    for path in ("robust.pt", "./robust", "nosuch", os.path.join("models", "robust")):
+        assert checkpoint.model_path(path) == path
