@@ -208,8 +208,8 @@ def read_flags(argv=None) -> argparse.Namespace:
          help="and this secret, resampled to the cover's rate; the longer of the two is cut")
     flag("--page", metavar="FOLDER",
          help="instead of a table, write a web page to listen to COVER and SECRET (default: the "
-              "examples), hidden in each other by the models (default: wavinwav and lattice), LSB "
-              "and Opus")
+              "examples), hidden in each other by the models (default: wavinwav, lattice and "
+              "paper), LSB and Opus")
     flag("--model", nargs="+", metavar="MODEL",
          help="models to score: files, or names of shipped ones (default: these)")
     flag("--snr", nargs="+", type=float, default=LATTICE_SNRS, metavar="DB",
