@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
     write("three.wav", np.stack([cover] * 3, 1))
     write("six.wav", np.stack([secret] * 6, 1))
     write("tiny.wav", cover[:600])
-    write("small.wav", cover[:2400])
+    write("small.wav", cover[:2560])
     write("one.wav", cover[:1])
     write("long.wav", voice(1.5, 16000, 4))
     write("slow.wav", voice(1.5, 8000, 4), 8000)
@@ -100,7 +100,7 @@ def folder(tmp_path_factory):
     write("begins_late.wav", x[1:])
     write("appended.wav", np.append(x, x[:5]))
     write("header_only.wav", x[:SPARSE.header_samples])
-    write("lattice_header.wav", soundfile.read(folder / "lattice.wav", dtype="int16")[0][:1400])
+    write("lattice_header.wav", soundfile.read(folder / "lattice.wav", dtype="int16")[0][:1560])
     write("relabelled.wav", x, 8000)
     write("scaled.wav", (0.99 * x).round().astype(np.int16))
     there_and_back = resample(resample(torch.from_numpy(x / 32768).float(), 4, 3), 3, 4)
@@ -158,9 +158,9 @@ FAULTS = [
      "three.wav has 3 channels, and one or two can be used; mix it down first"),
     (hiding(secret="six.wav"), "six.wav has 6 channels"),
     (hiding("tiny.wav", "one.wav"),
-     "tiny.wav has 600 samples, too short to hide anything in; a cover needs at least 1952"),
+     "tiny.wav has 600 samples, too short to hide anything in; a cover needs at least 2112"),
     (hiding("tiny.wav", "one.wav", "--model", LATTICE),
-     "tiny.wav has 600 samples, too short to hide anything in; a cover needs at least 2342"),
+     "tiny.wav has 600 samples, too short to hide anything in; a cover needs at least 2492"),
     (hiding("one.wav", "one.wav"), "one.wav has 1 samples, too short"),
     (hiding("small.wav", "small.wav", "--snr", "90", "--model", LATTICE),
      "small.wav: the cover is too short for this secret; take a longer one, or a lower SNR"),
@@ -249,9 +249,9 @@ FAULTS = [
     (revealing("ends_early.wav"), "ends_early.wav: it was cut: 15999 of 16000 samples are left"),
     (revealing("truncated.wav"), "truncated.wav: it was cut: 13500 of 16000 samples are left"),
     (revealing("begins_late.wav"), "begins_late.wav: " + GONE),
-    (revealing("header_only.wav"), "header_only.wav: it was cut: 1440 of 16000 samples are left"),
+    (revealing("header_only.wav"), "header_only.wav: it was cut: 1600 of 16000 samples are left"),
     (revealing("lattice_header.wav", "--model", LATTICE),
-     "lattice_header.wav: it was cut: 1400 of 16000 samples are left"),
+     "lattice_header.wav: it was cut: 1560 of 16000 samples are left"),
     (revealing("lattice_header.wav", "--force", "--model", LATTICE),
      "lattice_header.wav: the secret was changed or cut off; nothing is left of it"),
     (revealing("scaled.wav"), "scaled.wav: " + GONE),
