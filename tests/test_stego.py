@@ -155,7 +155,10 @@ def test_any_rate_and_channels(tmp_path, model, rate, channels, secret_channels,
     low = rate == 8000
     least = (51.4, 25 if low else 30) if isinstance(model, Lattice) else (46.5, 15 if low else 28)
     assert stego_snr > least[0]
-    assert secret_snr > least[1]
+    if channels < secret_channels:  # what mixing took of the given file counts
+        assert 0 < secret_snr < 10
+    else:
+        assert secret_snr > least[1]
     assert ("mixed to one channel" in capsys.readouterr().err) == (channels < secret_channels)
     stego.reveal(paths[2], paths[3], model)
     info = soundfile.info(paths[3])
@@ -248,7 +251,7 @@ def test_pieces_and_processes_do_not_matter(tmp_path, monkeypatch):
         results.append([soundfile.read(path, dtype="int16")[0] for path in paths[2:]])
     assert all(np.array_equal(*pair) for pair in zip(*results))
     cover = sound.decode(paths[0], paths[0], tmp_path)
-    secret = stego.read_secret(paths[1], paths[1], tmp_path, cover).read() / sound.FULL_SCALE
+    secret = stego.read_secret(paths[1], paths[1], tmp_path, cover)[0].read() / sound.FULL_SCALE
     at_once = torch.from_numpy(soundfile.read(paths[1], dtype="float32")[0])
     at_once = resample(at_once, 22050, 16000)
     assert len(at_once) == len(secret) and (at_once - secret).abs().max() < 1 / sound.FULL_SCALE
