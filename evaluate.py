@@ -15,6 +15,7 @@ Shapes: T samples. Signals are float tensors [T] in [-1, 1).
 """
 
 import argparse
+import contextlib
 import collections
 import importlib.util
 import math
@@ -264,6 +265,8 @@ def check_before_work(args):
         if os.path.exists(path) and not os.path.isfile(path):
             raise StegoError(f"{path} cannot be written: it is not a file; give another name")
         try:
+            with contextlib.suppress(FileNotFoundError):
+                os.stat(path)  # raises OSError for a name that is too long
             open(temporary_name(path), "xb").close()
             os.remove(temporary_name(path))
         except OSError as error:
