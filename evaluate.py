@@ -15,8 +15,8 @@ Shapes: T samples. Signals are float tensors [T] in [-1, 1).
 """
 
 import argparse
-import contextlib
 import collections
+import contextlib
 import importlib.util
 import math
 import os
