@@ -10,6 +10,7 @@ import math
 import multiprocessing
 import os
 import signal
+import struct
 import sys
 import zlib
 from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
@@ -24,10 +25,11 @@ import wavinwav
 from files import checkpoint, container
 from files.command import StegoError, signals_deferred
 from files.container import SPARSE, Header, NoSecret
-from files.sound import FULL_SCALE, Sound, energy, note, to_pcm
+from files.sound import FULL_SCALE, Sound, decibel, energy, note, to_pcm
 from wavinwav import LappedINN, Setting, lapped
 
 PIECE = 1 << 18  # samples of each channel that the paper's network works on
+COVER_LEVEL, SECRET_LEVEL = -19, -16  # rms in dB of full scale, in the paper's network
 PART = 1 << 20  # samples at most that the INN works on
 EXCERPT, EXCERPTS = 8192, 16  # frames, and how many of them decide the width of the INN's cells
 SEARCHED = 1 << 18  # frames in which cells are looked for, where the header is lost
@@ -255,18 +257,32 @@ def find_code(model, x):
 
 class PaperMethod(NetworkMethod):
     """Files with the paper's network: piece by piece. A key permutes 20 ms segments, the paper's
-    section III-D, in another order in each piece; it enciphers only the header."""
+    section III-D, in another order in each piece; it enciphers only the header. The network works
+    best at the level of its training, so header.setting holds a gain in dB of cover and secret."""
+
+    def header(self, cover, secret):
+        header, gains = super().header(cover, secret), []
+        for sound, level in (cover, COVER_LEVEL), (secret, SECRET_LEVEL):
+            power = sum(map(energy, sound.pieces())) / sound.samples / 4 ** (sound.depth - 1)
+            gains.append(min(127, round(level - decibel(power, 1))) if power else 0)
+        header.setting = int.from_bytes(struct.pack(">bb", *gains), "big")
+        return header
+
+    def gains(self, header):
+        """Factors of cover and secret."""
+        decibels = struct.unpack(">bb", header.setting.to_bytes(2, "big"))
+        return [10 ** (gain / 20) for gain in decibels]
 
     def hide(self, header, cipher, cover, secret, snr, shaping, masking):
         """The stego's samples, without header and seal, piece by piece. The cover is turned down by
         as little as it takes for them to lie within full scale."""
-        limit = 1 << (cover.depth - 1)
+        limit, gains = 1 << (cover.depth - 1), self.gains(header)
 
         def work(piece):
             x = self.read(cover, *piece)
-            y = self.read(secret, *piece, x.shape[1]).expand_as(x)
+            y = self.read(secret, *piece, x.shape[1]).expand_as(x) * gains[1]
             y = self.scrambled(y, cipher, piece[0], cover.rate)
-            stego = (self.model.hide(x, y.contiguous())[0] * limit).round()
+            stego = (self.model.hide(x * gains[0], y)[0] / gains[0] * limit).round()
             peak = max(stego.max().item() / (limit - 1), -stego.min().item() / limit)
             return stego.int().T.numpy(), peak
 
@@ -309,12 +325,12 @@ class PaperMethod(NetworkMethod):
 
     def reveal(self, header, cipher, stego):
         """The secret's samples, int16 [n, channels], piece by piece."""
-        frames = header.samples // stego.channels
+        frames, gains = header.samples // stego.channels, self.gains(header)
 
         def work(piece):
             start, stop = piece
             x = self.read(stego, start, stop, stop - start)
-            y = self.model.reveal(x)[1]
+            y = self.model.reveal(x * gains[0])[1] / gains[1]
             y[:, max(0, stego.frames - start):] = 0  # where it was cut off
             y = self.scrambled(y, cipher, start, stego.rate, invert=True)
             y = y.mean(0, keepdim=True) if header.channels == 1 else y

@@ -43,6 +43,23 @@ def test_pieces_channels_and_loud_covers(model, tmp_path, monkeypatch):
     assert snr(paths[1], paths[3]) == pytest.approx(in_pieces[1], abs=0.1)
 
 
+@pytest.mark.parametrize(("cover_level", "secret_level", "least"),
+                         [(-20, -40, 15), (-45, -20, 10), (-20, None, None)])
+def test_quiet_files(model, tmp_path, cover_level, secret_level, least):
+    """The network was trained with speech of about -20 dB of full scale."""
+    paths = [tmp_path / f"{name}.wav" for name in ("cover", "secret", "stego", "found")]
+    for path, example, level in zip(paths, EXAMPLES, (cover_level, secret_level)):
+        x, rate = soundfile.read(example)
+        x *= 10 ** (level / 20) / np.sqrt(np.square(x).mean()) if level else 0
+        soundfile.write(path, x, rate)
+    stego_snr, secret_snr = stego.hide(*paths[:3], model)
+    assert stego_snr > 22
+    stego.reveal(paths[2], paths[3], model)
+    if least:
+        assert secret_snr > least
+        assert snr(paths[1], paths[3]) == pytest.approx(secret_snr, abs=0.1)
+
+
 def test_pieces_are_long_enough(monkeypatch):
     monkeypatch.setattr(parts, "PIECE", 100)
     for frames in (1, 99, 100, 149, 150, 151, 199, 1234):
