@@ -261,11 +261,13 @@ class PaperMethod(NetworkMethod):
     best at the level of its training, so header.setting holds a gain in dB of cover and secret."""
 
     def header(self, cover, secret):
-        header, gains = super().header(cover, secret), []
-        for sound, level in (cover, COVER_LEVEL), (secret, SECRET_LEVEL):
-            power = sum(map(energy, sound.pieces())) / sound.samples / 4 ** (sound.depth - 1)
-            gains.append(min(127, round(level - decibel(power, 1))) if power else 0)
-        header.setting = int.from_bytes(struct.pack(">bb", *gains), "big")
+        header = super().header(cover, secret)
+        power, other = (sum(map(energy, sound.pieces())) / sound.samples / 4 ** (sound.depth - 1)
+                        for sound in (cover, secret))
+        gain = min(127, round(COVER_LEVEL - decibel(power, 1))) if power else 0
+        level = SECRET_LEVEL + max(0, gain - 12) / 2  # rounding costs a quiet cover's secret most
+        louder = min(127, round(level - decibel(other, 1))) if other else 0
+        header.setting = int.from_bytes(struct.pack(">bb", gain, louder), "big")
         return header
 
     def gains(self, header):
