@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from helpers import COVER, ROOT, SECRET
+from helpers import COVER, ROOT, SECRET, TINY, TINY_LATTICE, TINY_PAPER, voice
 
 WITHOUT = """
 import ctypes, os, runpy, signal, sys
@@ -29,37 +29,45 @@ for name in dir(signal):
 for name in ("alarm", "pthread_sigmask", "setitimer", "siginterrupt"):
     delattr(signal, name)
 ctypes.CDLL = no_library
-sys.argv = sys.argv[1:]
+os.environ["USERNAME"] = "user"
 sys.path.insert(0, os.getcwd())
-if sys.argv[0] == "-m":
-    del sys.argv[0]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-else:
+for command in sys.argv[1:]:
+    sys.argv = command.split("\\n")
     runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def run(*words):
-    done = subprocess.run([sys.executable, "-c", WITHOUT, *map(str, words)], cwd=ROOT,
+def run(*commands):
+    """Scripts with their arguments, one after the other in one process."""
+    commands = ["\n".join(map(str, words)) for words in commands]
+    done = subprocess.run([sys.executable, "-c", WITHOUT, *commands], cwd=ROOT,
                           capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     return done
 
 
-@pytest.mark.parametrize("model", ["models/wavinwav.pt", "lattice/lattice.pt"])
+@pytest.mark.parametrize("model", ["wavinwav", "lattice"])
 def test_hide_and_reveal(tmp_path, model):
     """In several parts, which would go to processes."""
     for name, path in (("cover", COVER), ("secret", SECRET)):
         x, rate = soundfile.read(path, dtype="int16")
         soundfile.write(tmp_path / f"{name}.wav", np.resize(x, 40 * rate), rate)
-    run("stego.py", "hide", tmp_path / "cover.wav", tmp_path / "secret.wav", "-o",
-        tmp_path / "stego.wav", "--model", model)
-    run("stego.py", "reveal", tmp_path / "stego.wav", "-o", tmp_path / "found.wav",
-        "--model", model)
-    x, y = (soundfile.read(tmp_path / f"{name}.wav")[0] for name in ("secret", "found"))
+    cover, secret, stego, found = (
+        tmp_path / f"{name}.wav" for name in ("cover", "secret", "stego", "found"))
+    run(["stego.py", "hide", cover, secret, "-o", stego, "--model", model])
+    run(["stego.py", "reveal", stego, "-o", found, "--model", model])
+    x, y = (soundfile.read(path)[0] for path in (secret, found))
     assert len(x) == len(y) and np.sum((x - y) ** 2) < 1e-2 * np.sum(x ** 2)
 
 
-def test_evaluation(tmp_path):
-    done = run("evaluate.py", "--cover", COVER, "--secret", SECRET, "--no_perceptual")
+def test_training_and_evaluation(tmp_path):
+    for i in range(6):
+        soundfile.write(tmp_path / f"{i}.wav", voice(1, 16000, i), 16000)
+    runs = {"lapped": ("train.py", *TINY, "--adversarial"), "paper": ("train.py", *TINY_PAPER),
+            "lattice": ("lattice/train.py", *TINY_LATTICE)}
+    done = run(*([*words, "--data_dir", tmp_path, "--out_dir", tmp_path / name, "--steps", 2]
+                 for name, words in runs.items()),
+               ["evaluate.py", "--cover", COVER, "--secret", SECRET, "--no_perceptual"])
+    for name in runs:
+        assert (tmp_path / name / "last.pt").exists()
     assert "secret" in done.stdout
