@@ -1,12 +1,11 @@
-"""WavInWav: hide a speech waveform inside another one of the same length, and get it back.
+"""WavInWav: hide a speech waveform inside another one, and get it back (arXiv 2510.02915).
 
 An invertible neural network (INN) runs forward to hide and backward to reveal:
 
     cover, secret  -- hide -->    stego, r          the stego sounds like the cover
     stego, z       -- reveal -->  cover^, secret^   z replaces r, which is thrown away
 
-After "WavInWav: Time-domain Speech Hiding via Invertible Neural Network" (arXiv 2510.02915).
-Needs torch and the standard library only, so it can be copied into other projects.
+This file needs torch only, so it can be copied into other projects.
 Shapes: B batch, T samples, M bands of the lapped transform, F frames, P phases of frames.
 
     model = wavinwav.load("wavinwav.pt")
@@ -15,10 +14,8 @@ Shapes: B batch, T samples, M bands of the lapped transform, F frames, P phases 
 """
 
 import copy
-import functools
 import math
-import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
@@ -26,12 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Pair = tuple[Tensor, Tensor]
-FORMAT = 2  # of model files
 FLOATS = torch.float32, torch.float64  # in which the inverse is exact
-
-
-def zero(x: Tensor) -> Tensor:  # a subnet that changes nothing
-    return x.new_zeros(())
 
 
 def bounded_exp(x: Tensor, clamp: float) -> Tensor:  # between exp(-clamp) and exp(clamp)
@@ -43,10 +35,10 @@ class AffineCoupling(nn.Module):
 
     cover' = cover + phi(secret); secret' = secret * exp(a(rho(cover'))) + eta(cover').
     rho and eta read cover' in both directions, since reveal has no other cover. The inverse is
-    exact whatever phi, rho and eta are. a bounds the log-scale, as in HiNet (Jing et al. 2021).
-    """
+    exact whatever phi, rho and eta are. a bounds the log-scale, as in HiNet (Jing et al. 2021)."""
 
-    def __init__(self, phi=zero, rho=zero, eta=zero, clamp: float = 2.0):
+    def __init__(self, phi=torch.zeros_like, rho=torch.zeros_like, eta=torch.zeros_like,
+                 clamp: float = 2.0):
         super().__init__()
         self.phi, self.rho, self.eta, self.clamp = phi, rho, eta, clamp
 
@@ -105,11 +97,9 @@ class DenseSubnet(nn.Module):
 
 def precise(method):
     """Run a method without gradients and without autocast, in which the inverse is not exact."""
-    @functools.wraps(method)
-    def run(self, *args, **options):
-        with torch.no_grad(), torch.autocast(next(self.parameters()).device.type, enabled=False):
-            return method(self, *args, **options)
-    return run
+    for device in "cpu", "cuda", "mps", "xpu":
+        method = torch.autocast(device, enabled=False)(method)
+    return torch.no_grad()(method)
 
 
 class PaperINN(nn.Module):
@@ -126,31 +116,32 @@ class PaperINN(nn.Module):
             self.robust_blocks = copy.deepcopy(self.blocks)
         self.register_buffer("level", torch.ones(config.bands, 1))  # by which bands are divided
 
-    def split(self, wave: Tensor) -> Pair:
-        """[B, T] -> [B, M, F] and the rest [B, T - M F]."""
+    def split(self, wave: Tensor) -> Tensor:
+        """[B, T] -> [B, M, F], without the rest."""
         bands = self.config.bands
-        x, rest = wave.tensor_split([wave.shape[1] // bands * bands], 1)
-        return (lapped(x, bands) if bands > 1 else x[:, None]) / self.level, rest
+        x = wave[:, :wave.shape[1] // bands * bands]
+        return (lapped(x, bands) if bands > 1 else x[:, None]) / self.level
 
-    def join(self, x: Tensor, rest: Tensor) -> Tensor:
-        """Inverse of `split`."""
+    def join(self, x: Tensor, wave: Tensor) -> Tensor:
+        """Inverse of `split`; the rest is that of a wave [B, T]."""
         x = x * self.level
-        return torch.cat([unlapped(x) if self.config.bands > 1 else x[:, 0], rest], 1)
+        x = unlapped(x) if self.config.bands > 1 else x[:, 0]
+        return torch.cat([x, wave[:, x.shape[1]:]], 1)
 
     def forward(self, cover: Tensor, secret: Tensor) -> Pair:
         """cover, secret [B, T] -> stego, r [B, T]."""
-        (cover, cover_rest), (secret, secret_rest) = self.split(cover), self.split(secret)
+        x, y = self.split(cover), self.split(secret)
         for block in self.blocks:
-            cover, secret = block(cover, secret)
-        return self.join(cover, cover_rest), self.join(secret, secret_rest)
+            x, y = block(x, y)
+        return self.join(x, cover), self.join(y, secret)
 
     def inverse(self, stego: Tensor, r: Tensor, robust: bool = False) -> Pair:
         """Inverse of `forward`. `robust` runs the second stack instead, which only approximates
         the inverse, but also where the stego has changed."""
-        (stego, stego_rest), (r, r_rest) = self.split(stego), self.split(r)
+        x, y = self.split(stego), self.split(r)
         for block in reversed(self.robust_blocks if robust else self.blocks):
-            stego, r = block.inverse(stego, r)
-        return self.join(stego, stego_rest), self.join(r, r_rest)
+            x, y = block.inverse(x, y)
+        return self.join(x, stego), self.join(y, r)
 
     @precise
     def hide(self, cover: Tensor, secret: Tensor) -> Pair:
@@ -201,6 +192,14 @@ class Setting(NamedTuple):
         exact width, estimated from a stego alone, implies the gain; with a key it must not."""
         return self.width / 16 + (0 if keyed else self.gain / 256)
 
+    def pack(self) -> Tensor:
+        """As one number of 12 bits."""
+        return 16 * self.width + self.gain
+
+    @classmethod
+    def unpack(cls, code: Tensor) -> "Setting":
+        return cls((code / 16).floor(), code % 16)
+
 
 class ScaleSubnet(nn.Module):
     """The scale of a secret's next phase, from those known. [B, P, F, M] -> [B, F, M]."""
@@ -231,11 +230,10 @@ class LappedINN(nn.Module):
 
     The stego c' is the value next to c that equals s modulo the cell. Reveal with z = 0 gives
     s = wrap(c') and the stego itself for the cover, so the secret lacks only what rounding to a
-    file takes, and `round_to_file` makes this error small where the secret is sensitive to it.
+    file takes; `round_to_file` keeps this error from where the secret is sensitive to it.
 
     Before that, s is made to fill its cell: subnets predict the level of each phase of frames
-    (frames modulo 4) from the phases before, and a learned curve compresses what remains.
-    """
+    (frames modulo 4) from the phases before, and a learned curve compresses what remains."""
 
     def __init__(self, config: LappedConfig):
         super().__init__()
@@ -257,9 +255,9 @@ class LappedINN(nn.Module):
         slope, limit = self.log_slope[len(known)].exp(), self.log_limit[len(known)].exp()
         return scale, slope, limit, torch.asinh(slope * limit)
 
-    def compand(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x -> v = asinh(slope u) / asinh(slope limit), where u is scale x within the limits.
-        Returns v; x within the limits; dx / dv. All [B, P, F, M]."""
+    def compand(self, x: Tensor) -> Pair:
+        """x -> v = asinh(slope u) / asinh(slope limit), where u is scale x within the limits, and
+        dx / dv. All [B, P, F, M]."""
         known, companded, slopes = [], [], []
         for y in x.unbind(1):
             scale, slope, limit, top = self.curve(known)
@@ -268,7 +266,7 @@ class LappedINN(nn.Module):
             root = (u ** 2 + slope ** -2).sqrt()
             companded.append((slope * (u.abs() + root)).log().copysign(u) / top)  # asinh
             slopes.append(top * root / scale)
-        return torch.stack(companded, 1), torch.stack(known, 1), torch.stack(slopes, 1)
+        return torch.stack(companded, 1), torch.stack(slopes, 1)
 
     def expand(self, v: Tensor) -> Tensor:
         """Inverse of `compand`. Only noise takes v beyond +-1: such values fade to zero."""
@@ -279,11 +277,10 @@ class LappedINN(nn.Module):
             known.append(belief * torch.sinh(y.clamp(-1, 1) * top) / slope / scale)
         return torch.stack(known, 1)
 
-    def cells(self, setting: Setting, keyed: bool = False
-              ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The cells' widths in LSB [B, P, 1, M], with and without gradient; the room for the
-        secret to each side of their centre; and the gain of the secret [B, 1, 1, 1], which is 1
-        with `reserve`, where noise would hide it."""
+    def cells(self, setting: Setting, keyed: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """The cells' widths in LSB [B, P, 1, M]; the room for the secret to each side of their
+        centre; and the gain of the secret [B, 1, 1, 1], which is 1 with `reserve`, where noise
+        would hide it."""
         width = NARROWEST * 2 ** setting.octaves(keyed)[:, None, None, None]
         gain = 2 ** ((setting.gain[:, None, None, None] - 8) / 2)
         gain = torch.ones_like(gain) if self.config.reserve else gain
@@ -291,22 +288,22 @@ class LappedINN(nn.Module):
         cells = (width * learned / learned.square().mean().sqrt()).clamp_min(NARROWEST)
         edge = self.config.margin + self.config.reserve * width
         cells = torch.maximum(cells, 2.5 * edge)
-        return cells, cells.detach(), 0.5 * cells - edge, gain
+        return cells, 0.5 * cells - edge, gain
 
     def forward(self, cover: Tensor, secret: Tensor, setting: Setting,
                 dither: Tensor | None = None) -> Pair:
         """cover, secret [B, T] -> stego [B, T], not rounded; how much the secret changes by an
         error in each coefficient of it [B, M, F]. A dither in [-1/2, 1/2), [B, P, F, M], is
         added to the secret modulo the cell: a one-time pad."""
-        cells, unit, room, gain = self.cells(setting, dither is not None)
+        cells, room, gain = self.cells(setting, dither is not None)
+        unit = cells.detach()
         c, x = (self.split(lapped(FULL_SCALE * x, self.config.bands)) for x in (cover, secret))
-        v, _, slope = self.compand(x * gain / self.level)
+        v, slope = self.compand(x * gain / self.level)
         c, s = c / unit, v * room / unit
         s = s if dither is None else wrap(s + dither)
         for block in self.blocks:
             c, s = block(c, s)
-        # r is uniform in the cell whatever the weights are. So for the gradient a wider cell
-        # scales r, and leaves the number of the cell in which the cover lies as it is.
+        # For the gradient, a wider cell scales r, which is uniform in it whatever the weights are.
         r = s * unit + s.detach() * (cells - unit)
         # With a key, the spectrum of the rounding error must not show where the secret is loud.
         slope = slope if dither is None else torch.ones_like(slope)
@@ -316,7 +313,8 @@ class LappedINN(nn.Module):
     def inverse(self, stego: Tensor, setting: Setting, dither: Tensor | None = None) -> Pair:
         """stego [B, T] -> cover, secret: the inverse of `forward`, with z = 0 in the place of r,
         for which the cover is the stego itself."""
-        _, unit, room, gain = self.cells(setting, dither is not None)
+        cells, room, gain = self.cells(setting, dither is not None)
+        unit = cells.detach()
         c = self.split(lapped(FULL_SCALE * stego, self.config.bands)) / unit
         s = torch.zeros_like(c)
         for block in reversed(self.blocks):
@@ -407,22 +405,24 @@ class LappedINN(nn.Module):
         x, = _rows(self, SHORTEST, stego=stego)
         lsb = (FULL_SCALE * x).round()
         bits = lsb[:, :SHORTEST:MARKED].long() & 1
-        code = (bits[:, :12] << torch.arange(12, device=x.device)).sum(1).to(x)
-        setting = Setting((code / 16).floor(), code % 16)
+        code = (bits[:, :12] << torch.arange(12, device=x.device)).sum(1)
+        setting = Setting.unpack(code.to(x))
         if not (torch.equal(lsb, FULL_SCALE * x) and torch.equal(_mark(setting), bits)):
             raise ValueError("stego is not what this model's hide returned, sample for sample; a "
                              "file that stego.py wrote is revealed by stego.reveal")
         cover, secret = self.inverse(x, setting)
         if z is not None:
-            _check("z", z, [*stego.shape[:-1], 2, stego.shape[-1]])
-            cover, secret = (x + y.view_as(x) for x, y in zip((cover, secret), z.unbind(-2)))
+            shape = [*stego.shape[:-1], 2, stego.shape[-1]]
+            if list(getattr(z, "shape", ())) != shape:
+                raise ValueError(f"z must be r, or zeros, of the shape {shape}")
+            r, = _rows(self, z=z.flatten(0, -2))
+            cover, secret = cover + r[::2], secret + r[1::2]
         return cover.view_as(stego), secret.view_as(stego)
 
 
 def _mark(setting: Setting) -> Tensor:
-    """A setting as bits [B, 32]: 12 of its own, and 20 that depend on them, so that samples from
-    elsewhere are told from a stego."""
-    code = (16 * setting.width + setting.gain).long()
+    """A setting as bits [B, 32]: 12 of its own, and 20 that depend on them, as a checksum."""
+    code = setting.pack().long()
     word = code | (40503 * code + 0x5A5A5) % (1 << 20) << 12
     return word[:, None] >> torch.arange(32, device=code.device) & 1
 
@@ -462,12 +462,10 @@ def noise_weights(slope: Tensor) -> Tensor:
 def round_to_file(x: Tensor, slope: Tensor, marks: Tensor) -> Tensor:
     """Round x [B, T] to integers whose lowest bits are the marks [B, T], or any where these are -1.
 
-    Each sample's error is fed back into the samples after it, through a filter (Gerzon and Craven
-    1989) that gives the error the inverse of `noise_weights` for a spectrum. Linear prediction
-    finds the filter: a signal with the spectrum of the weights is whitened by its prediction
-    error filter, which is thus the inverse of them. Stretches of about 1024 samples have no
-    feedback into each other, so that all are rounded side by side, sample by sample.
-    """
+    Each sample's error is fed back into the samples after it (Gerzon and Craven 1989), so that its
+    spectrum is the inverse of `noise_weights`. The filter is the one that linear prediction finds
+    for a signal with the spectrum of the weights, since that whitens it. Stretches of about 1024
+    samples have no feedback into each other: all are rounded side by side, sample by sample."""
     bands, weights = slope.shape[1], noise_weights(slope)
     weights = weights + weights.roll(1, 2)  # of a hop, which is in two frames
     hops = min(weights.shape[2], STRETCH // bands or 1)  # in a stretch; S are rounded together
@@ -502,51 +500,39 @@ def build(config: dict | Config) -> PaperINN | LappedINN:
     return (PaperINN if isinstance(config, PaperConfig) else LappedINN)(config)
 
 
-def save(model: nn.Module, path: str, **extra):
-    """Write a model's config and weights, and `extra`, of plain types, for `load`."""
-    content = {"wavinwav": FORMAT, "config": asdict(model.config), "state_dict": model.state_dict()}
-    torch.save(content | extra, path)
-
-
 def load(path: str, device: str | torch.device = "cpu") -> PaperINN | LappedINN:
     """The model in a file, ready for hide and reveal. Raises OSError, or ValueError naming it."""
     with open(path, "rb") as file:
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
-            config, state = content["config"], content["state_dict"]
-            wide = config["growth"] + config["bands"]
-            least = config.get("blocks", 0) * config.get("kernel", 0) * wide ** 2
-            if not least <= sum(x.numel() for x in state.values()) <= os.path.getsize(path):
-                raise ValueError("a crafted config or tensor would fill the memory")
-            model = build(config)
-            model.load_state_dict(state)
-            if not all(x.isfinite().all() for x in model.state_dict().values()):
+            state = content["state_dict"]
+            with torch.device("meta"):  # where a crafted config takes no memory
+                model = build(content["config"])
+            if sum(x.numel() for x in state.values()) > file.seek(0, 2):
+                raise ValueError("a crafted tensor is larger than the file")
+            model.load_state_dict(state, assign=True)
+            if not all(x.isfinite().all() for x in state.values()):
                 raise ValueError("a weight is not finite")
         except Exception as error:  # a damaged file raises one of half a dozen types
             raise ValueError(f"{path} is not a network of this version (a lattice is for "
                              f"lattice.load), or is damaged") from error
-    return model.to(device).eval()
-
-
-def _check(name: str, x: Tensor, shape: list[int]):
-    """Raises ValueError that says what is wrong with a tensor."""
-    if not isinstance(x, Tensor) or x.dtype not in FLOATS:
-        kind = getattr(x, "dtype", type(x).__name__)
-        raise ValueError(f"{name} must be a float32 tensor, not {kind}")
-    if list(x.shape) != shape:
-        raise ValueError(f"{name} must have the shape {shape}, not {list(x.shape)}")
-    if not x.isfinite().all():
-        raise ValueError(f"{name} has samples that are NaN or infinite")
+    return model.to(device, torch.get_default_dtype()).eval()
 
 
 def _rows(model: nn.Module, shortest: int = 1, **waves: Tensor) -> list[Tensor]:
     """Waves, [T] or [B, T] and all alike, as [B, T] of the model's type. Raises ValueError."""
-    (name, first), *_ = waves.items()
-    shape = list(getattr(first, "shape", ()))
-    for other, x in waves.items():
-        _check(other, x, shape)
-    if len(shape) not in (1, 2) or not first.numel() or shape[-1] < shortest:
-        raise ValueError(f"{name} must have the shape [T] or [B, T], T >= {shortest}, not {shape}")
+    (first, wave), *_ = waves.items()
+    shape = list(getattr(wave, "shape", ()))
+    for name, x in waves.items():
+        if not isinstance(x, Tensor) or x.dtype not in FLOATS:
+            kind = getattr(x, "dtype", type(x).__name__)
+            raise ValueError(f"{name} must be a float32 tensor, not {kind}")
+        if list(x.shape) != shape:
+            raise ValueError(f"{name} must have the shape {shape}, not {list(x.shape)}")
+        if not x.isfinite().all():
+            raise ValueError(f"{name} has samples that are NaN or infinite")
+    if len(shape) not in (1, 2) or not wave.numel() or shape[-1] < shortest:
+        raise ValueError(f"{first} must have the shape [T] or [B, T], T >= {shortest}, not {shape}")
     if (dtype := next(model.parameters()).dtype) not in FLOATS:
         raise ValueError(f"the model must be float32, not {dtype}, in which nothing is exact")
     return [x.to(dtype).view(-1, shape[-1]) for x in waves.values()]

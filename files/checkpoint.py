@@ -13,11 +13,12 @@ import re
 import stat
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import torch
 from torch import nn
 
-import wavinwav
+FORMAT = 2  # of model files
 
 
 @contextlib.contextmanager
@@ -109,7 +110,8 @@ def save(model: nn.Module, path: str | os.PathLike, **extra):
     a file that was at `path` is still there. Raises OSError naming it if it cannot be written."""
     with replacing(path) as temporary:
         try:
-            wavinwav.save(model, temporary, **extra)
+            torch.save({"wavinwav": FORMAT, "config": asdict(model.config),
+                        "state_dict": model.state_dict(), **extra}, temporary)
         except RuntimeError as error:  # torch's word for a write that failed
             raise OSError(errno.EIO, "it cannot be written to its end", os.fspath(path)) from error
 
@@ -121,6 +123,6 @@ def read(path: str | os.PathLike) -> dict:
             content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file raises one of half a dozen types
             raise ValueError(f"{path} is not a WavInWav model, or is damaged") from error
-    if not isinstance(content, dict) or content.get("wavinwav") != wavinwav.FORMAT:
+    if not isinstance(content, dict) or content.get("wavinwav") != FORMAT:
         raise ValueError(f"{path} is not a WavInWav model of this version")
     return content

@@ -111,7 +111,7 @@ class InnMethod(NetworkMethod):
     def hide(self, header, cipher, cover, secret, snr, shaping, masking):
         """The stego's samples, without header and seal, piece by piece; sets header.setting."""
         setting = self.fit(cover, secret, snr, cipher)
-        header.setting = packed(setting)
+        header.setting = int(setting.pack())
         parts = self.parts(cover)
 
         def work(part):
@@ -148,7 +148,8 @@ class InnMethod(NetworkMethod):
         """The secret, int16 [n, channels], from a part [channels, n] of a stego."""
         index, start, _ = part
         dither = self.dither(cipher, index, *stego.shape)
-        secret = self.model.inverse(stego, unpacked(header.setting), dither)[1]
+        setting = Setting.unpack(torch.tensor([header.setting]).float())
+        secret = self.model.inverse(stego, setting, dither)[1]
         secret = secret.mean(0, keepdim=True) if header.channels == 1 else secret
         return to_pcm(secret[:, :max(0, header.length - start)].T)
 
@@ -214,17 +215,6 @@ class InnMethod(NetworkMethod):
         return [(i, start, min(frames, start + size)) for i, start in enumerate(starts)]
 
 
-def packed(setting):
-    """A `wavinwav.Setting` as a whole number of 12 bits."""
-    return int(16 * setting.width + setting.gain)
-
-
-def unpacked(code):
-    """Inverse of `packed`, of a number or a tensor [n]."""
-    code = torch.as_tensor(code, dtype=torch.float32).view(-1)
-    return Setting((code / 16).floor(), code % 16)
-
-
 def find_code(model, x):
     """Estimate the cells of a stego [B, T] whose header is lost, from how its coefficients cluster
     around their centres. Returns the packed setting, a whole number or not (a gain changes it), and
@@ -233,7 +223,7 @@ def find_code(model, x):
     x = x[:, x.square().sum((0, 2)).argsort(descending=True)]  # loud frames are the clearest
 
     def together(codes, frames, least=1.5):
-        phase = x[:, :frames] / model.cells(unpacked(codes))[0]
+        phase = x[:, :frames] / model.cells(Setting.unpack(codes))[0]
         far = (phase.abs() > least).float()  # others would lie around the centre of any cell
         waves = torch.cos(2 * math.pi * phase)
         return (waves * far).mean((1, 2, 3)).abs() / (far.mean((1, 2, 3)) + 0.125)
@@ -247,7 +237,7 @@ def find_code(model, x):
         near = best + torch.linspace(-width, width, 65)
         best = near[together(near, 512, 3.5).argmax()]
     best = best if model.config.reserve else best.round()
-    phase = x[:, :2048] / model.cells(unpacked(best))[0]
+    phase = x[:, :2048] / model.cells(Setting.unpack(best[None]))[0]
     far = phase.abs() > 3.5
     waves = (torch.cos(2 * math.pi * phase) * far).sum((0, 1, 2))
     counts = far.sum((0, 1, 2))

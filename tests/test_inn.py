@@ -51,7 +51,7 @@ def assert_as_in_memory(model, paths, key, tmp_path):
     x, y, written, found = (samples(path) for path in paths)
     first = written.T.flatten()
     header, cipher = header_of(first, key, InnMethod(model).fingerprint(), SPARSE)
-    setting, method = methods.unpacked(header.setting), InnMethod(model)
+    setting, method = methods.Setting.unpack(torch.tensor([header.setting]).float()), InnMethod(model)
     parts = method.parts(sound.decode(paths[0], paths[0], tmp_path))
     y = torch.nn.functional.pad(y, (0, x.shape[1] - y.shape[1])).expand_as(x)
     for index, start, stop in parts:
