@@ -14,7 +14,7 @@ import struct
 import sys
 import zlib
 from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -25,16 +25,13 @@ import wavinwav
 from files import checkpoint, container
 from files.command import StegoError, signals_deferred
 from files.container import SPARSE, Header, NoSecret
-from files.sound import FULL_SCALE, Sound, decibel, energy, note, to_pcm
+from files.sound import FULL_SCALE, decibel, energy, note, to_pcm
 from wavinwav import LappedINN, Setting, lapped
 
-PIECE = 1 << 18  # samples of each channel that the paper's network works on
 COVER_LEVEL, SECRET_LEVEL = -19, -16  # rms in dB of full scale, in the paper's network
-PART = 1 << 20  # samples at most that the INN works on
 EXCERPT, EXCERPTS = 8192, 16  # frames, and how many of them decide the width of the INN's cells
 SEARCHED = 1 << 18  # frames in which cells are looked for, where the header is lost
 LEAST_SURE = 5  # standard deviations from chance that the found cells must be
-CODES = 1 << 12  # settings of an INN
 
 
 def load_model(name):
@@ -69,7 +66,8 @@ def method_of(model):
 
 
 class NetworkMethod:
-    """What the networks of wavinwav.py have in common."""
+    """What the networks of wavinwav.py have in common. A subclass has `part`, the samples that it
+    works on at once, at most, and `reveal_part`."""
 
     layout = SPARSE
     least_samples = SPARSE.header_samples + SPARSE.seal_samples
@@ -77,7 +75,6 @@ class NetworkMethod:
 
     def __init__(self, model):
         self.model = model
-        self.secret_noise = 0  # energy of what hiding took from the secret
 
     def fingerprint(self):
         """A checksum of the config and the weights."""
@@ -92,17 +89,51 @@ class NetworkMethod:
         """What to assume where the header is lost: a secret as long as the stego."""
         return Header(stego.samples, stego.frames, 0, 0, stego.channels, self.layout)
 
+    def parts(self, sound, frames=None):
+        """(index, first frame, last) of what is worked on at once: one part, or an even number of
+        nearly one size, of whole frames of the transform but for the last."""
+        frames, bands = frames or sound.frames, self.model.config.bands
+        samples = frames * sound.channels
+        count = 2 * math.ceil(samples / (2 * self.part)) if samples > 0.4 * self.part else 1
+        size = math.ceil(frames / count / bands) * bands
+        starts = range(0, frames, size)
+        return [(i, start, min(frames, start + size)) for i, start in enumerate(starts)]
+
     def read(self, sound, start, stop, count=None):
         """Frames of a Sound, float32 [channels, n] in [-1, 1), with zeros up to a count."""
         x = sound.read(start * sound.channels, stop * sound.channels).view(-1, sound.channels)
         x = x.T.float() / (1 << (sound.depth - 1))
         return functional.pad(x, (0, (count or x.shape[1]) - x.shape[1]))
 
+    def measure(self, header, cipher, written, secret):
+        """The energy of the error with which `reveal` will give the secret."""
+        noise = start = 0
+        for pcm in self.reveal(header, cipher, written):
+            before = secret.read(start, start + pcm.size)
+            noise += energy(before - torch.from_numpy(pcm.flatten().astype(np.int32)))
+            start += pcm.size
+        return noise
+
+    def reveal(self, header, cipher, stego):
+        """The secret's samples, int16 [n, channels], piece by piece; silent where the stego was
+        cut off."""
+        @torch.no_grad()
+        def work(part):
+            index, start, stop = part
+            x = self.read(stego, start, stop, stop - start)
+            y = self.reveal_part(header, cipher, index, x, max(0, stego.frames - start), stego.rate)
+            y = y.mean(0, keepdim=True) if header.channels == 1 else y
+            return to_pcm(y[:, :header.length - start].T)
+
+        parts = self.parts(stego, header.samples // stego.channels)
+        needed = [part for part in parts if part[1] < header.length]
+        return in_order(work, needed, bar(header.length / stego.rate))
+
 
 class InnMethod(NetworkMethod):
     """Files with dirty-paper coding (`wavinwav.LappedINN`)."""
 
-    options = ("snr",)
+    part, options = 1 << 20, ("snr",)
 
     def __init__(self, model):
         super().__init__(model)
@@ -112,46 +143,25 @@ class InnMethod(NetworkMethod):
         """The stego's samples, without header and seal, piece by piece; sets header.setting."""
         setting = self.fit(cover, secret, snr, cipher)
         header.setting = int(setting.pack())
-        parts = self.parts(cover)
 
         def work(part):
             index, start, stop = part
             x = self.read(cover, start, stop)
             y = self.read(secret, start, stop, x.shape[1]).expand_as(x)
             marks = torch.full_like(x, -1) if index else self.marks(header, cipher, *x.shape)
-            stego = self.model.embed(
-                x, y, setting, marks, cover.depth, self.dither(cipher, index, *x.shape))
-            lost = 0 if part == parts[-1] else self.lost(header, cipher, part, stego, secret)
+            dither = self.dither(cipher, index, *x.shape)
+            stego = self.model.embed(x, y, setting, marks, cover.depth, dither)
             stego = (stego * (1 << (cover.depth - 1))).round().T.flatten()
-            return stego.numpy().astype(cover.dtype), lost
+            return stego.numpy().astype(cover.dtype)
 
-        for samples, lost in in_order(work, parts, bar(cover.seconds)):
-            self.secret_noise += lost
-            yield torch.from_numpy(samples)
+        return map(torch.from_numpy, in_order(work, self.parts(cover), bar(cover.seconds)))
 
-    def measure(self, header, cipher, written, secret):
-        """The energy of the error with which `reveal` will give the secret. `hide` has measured all
-        parts but the last one, which the seal has changed since."""
-        part = self.parts(written)[-1]
-        x = self.read(written, *part[1:])
-        return self.secret_noise + self.lost(header, cipher, part, x, secret)
-
-    def lost(self, header, cipher, part, stego, secret):
-        """The energy of the error in a part's secret."""
-        pcm = self.revealed(header, cipher, part, stego)
-        start = part[1] * secret.channels
-        return energy(secret.read(start, start + pcm.size)
-                      - torch.from_numpy(pcm.flatten().astype(np.int32)))
-
-    @torch.no_grad()
-    def revealed(self, header, cipher, part, stego):
-        """The secret, int16 [n, channels], from a part [channels, n] of a stego."""
-        index, start, _ = part
-        dither = self.dither(cipher, index, *stego.shape)
+    def reveal_part(self, header, cipher, index, x, whole, rate):
+        """The secret of a part of a stego [channels, n], of which so many frames are there."""
         setting = Setting.unpack(torch.tensor([header.setting]).float())
-        secret = self.model.inverse(stego, setting, dither)[1]
-        secret = secret.mean(0, keepdim=True) if header.channels == 1 else secret
-        return to_pcm(secret[:, :max(0, header.length - start)].T)
+        y = self.model.inverse(x, setting, self.dither(cipher, index, *x.shape))[1]
+        y[:, whole:] = 0
+        return y
 
     def fit(self, cover, secret, snr, cipher):
         """The `wavinwav.Setting` [1] that comes closest to a stego SNR in dB, by excerpts."""
@@ -192,28 +202,6 @@ class InnMethod(NetworkMethod):
              f"{sure:.0f} standard deviations more than chance (at least {LEAST_SURE})")
         return header
 
-    def reveal(self, header, cipher, stego):
-        """The secret's samples, int16 [n, channels], piece by piece."""
-        def work(part):
-            x = self.read(stego, *part[1:], part[2] - part[1])
-            pcm = self.revealed(header, cipher, part, x)
-            pcm[max(0, stego.frames - part[1]):] = 0  # where it was cut off
-            return pcm
-
-        frames = header.samples // stego.channels
-        parts = [part for part in self.parts(stego, frames) if part[1] < header.length]
-        return in_order(work, parts, bar(header.length / stego.rate))
-
-    def parts(self, sound, frames=None):
-        """(index, first frame, last) of what is worked on at once: one part, or an even number of
-        nearly one size, of whole frames of the transform but for the last."""
-        frames, bands = frames or sound.frames, self.model.config.bands
-        samples = frames * sound.channels
-        count = 2 * math.ceil(samples / (2 * PART)) if samples > 0.4 * PART else 1
-        size = math.ceil(frames / count / bands) * bands
-        starts = range(0, frames, size)
-        return [(i, start, min(frames, start + size)) for i, start in enumerate(starts)]
-
 
 def find_code(model, x):
     """Estimate the cells of a stego [B, T] whose header is lost, from how its coefficients cluster
@@ -228,7 +216,7 @@ def find_code(model, x):
         waves = torch.cos(2 * math.pi * phase)
         return (waves * far).mean((1, 2, 3)).abs() / (far.mean((1, 2, 3)) + 0.125)
 
-    likely = together(torch.arange(CODES).float(), 12).topk(256).indices.float()
+    likely = together(torch.arange(4096).float(), 12).topk(256).indices.float()
     best = likely[together(likely, 128).argmax()]  # few frames may fit cells of half the width
     wider = best + torch.tensor([0.0, 256, 512])
     scores = together(wider, 256)
@@ -246,9 +234,11 @@ def find_code(model, x):
 
 
 class PaperMethod(NetworkMethod):
-    """Files with the paper's network: piece by piece. A key permutes 20 ms segments, the paper's
-    section III-D, in another order in each piece; it enciphers only the header. The network works
+    """Files with the paper's network: part by part. A key permutes 20 ms segments, the paper's
+    section III-D, in another order in each part; it enciphers only the header. The network works
     best at the level of its training, so header.setting holds a gain in dB of cover and secret."""
+
+    part = 1 << 18
 
     def header(self, cover, secret):
         header = super().header(cover, secret)
@@ -270,20 +260,20 @@ class PaperMethod(NetworkMethod):
         as little as it takes for them to lie within full scale."""
         limit, gains = 1 << (cover.depth - 1), self.gains(header)
 
-        def work(piece):
-            x = self.read(cover, *piece)
-            y = self.read(secret, *piece, x.shape[1]).expand_as(x) * gains[1]
-            y = self.scrambled(y, cipher, piece[0], cover.rate)
+        def work(part):
+            index, start, stop = part
+            x = self.read(cover, start, stop)
+            y = self.read(secret, start, stop, x.shape[1]).expand_as(x) * gains[1]
+            y = self.scrambled(y, cipher, index, cover.rate)
             stego = (self.model.hide(x * gains[0], y)[0] / gains[0] * limit).round()
             peak = max(stego.max().item() / (limit - 1), -stego.min().item() / limit)
             return stego.int().T.numpy(), peak
 
         path = os.path.join(os.path.dirname(cover.path), "stego.raw")
-        stego = Sound(cover.name, path, cover.rate, cover.channels, cover.frames, cover.depth)
         for _ in range(6):
             highest = 0
             with open(path, "wb") as file:
-                for samples, peak in in_order(work, pieces(cover.frames), bar(cover.seconds)):
+                for samples, peak in in_order(work, self.parts(cover), bar(cover.seconds)):
                     samples.astype(cover.dtype).tofile(file)
                     highest = max(highest, peak)
             if highest <= 1:
@@ -294,49 +284,24 @@ class PaperMethod(NetworkMethod):
         if cover.scale < 1:
             note(f"{cover.name} was turned down by {-20 * math.log10(cover.scale):.2f} dB, "
                  "so that nothing clips")
+        stego = replace(cover, path=path, scale=1.0)
         first, last = self.layout.header_samples, cover.samples - self.layout.seal_samples
         yield stego.read(0, first)
         yield from stego.pieces(first, last)
         yield stego.read(last)
 
-    def scrambled(self, x, cipher, start, rate, invert=False):
-        """A piece [channels, n] of the secret, permuted by the key, or back."""
+    def scrambled(self, x, cipher, index, rate, invert=False):
+        """A part [channels, n] of the secret, permuted by the key, or back."""
         if not cipher.keyed:
             return x
-        key = cipher.stream(b"segments %d\0" % start, 32)
-        return container.scramble(x, key, rate, invert)
+        return container.scramble(x, cipher.stream(b"segments %d\0" % index, 32), rate, invert)
 
-    def measure(self, header, cipher, written, secret):
-        """The energy of the error with which `reveal` will give the secret."""
-        noise = start = 0
-        for pcm in self.reveal(header, cipher, written):
-            before = secret.read(start, start + pcm.size)
-            noise += energy(before - torch.from_numpy(pcm.flatten().astype(np.int32)))
-            start += pcm.size
-        return noise
-
-    def reveal(self, header, cipher, stego):
-        """The secret's samples, int16 [n, channels], piece by piece."""
-        frames, gains = header.samples // stego.channels, self.gains(header)
-
-        def work(piece):
-            start, stop = piece
-            x = self.read(stego, start, stop, stop - start)
-            y = self.model.reveal(x * gains[0])[1] / gains[1]
-            y[:, max(0, stego.frames - start):] = 0  # where it was cut off
-            y = self.scrambled(y, cipher, start, stego.rate, invert=True)
-            y = y.mean(0, keepdim=True) if header.channels == 1 else y
-            return to_pcm(y[:, :header.length - start].T)
-
-        needed = [piece for piece in pieces(frames) if piece[0] < header.length]
-        return in_order(work, needed, bar(header.length / stego.rate))
-
-
-def pieces(frames):
-    """(first frame, last) of what the paper's network works on at once; the last piece has half of
-    PIECE at least."""
-    stops = [*range(PIECE, frames - PIECE // 2 + 1, PIECE), frames]
-    return list(zip([0, *stops], stops))
+    def reveal_part(self, header, cipher, index, x, whole, rate):
+        """The secret of a part of a stego [channels, n], of which so many frames are there."""
+        gains = self.gains(header)
+        y = self.model.reveal(x * gains[0])[1] / gains[1]
+        y[:, whole:] = 0
+        return self.scrambled(y, cipher, index, rate, invert=True)
 
 
 _work = None  # what a worker process does; it inherits it
@@ -385,7 +350,11 @@ def _in_processes(work, tasks, workers):
                 if len(waiting) > workers:  # results that nobody takes would fill the memory
                     yield waiting.popleft().result()
                 with signals_deferred():  # what a handler raises in a fork is lost
-                    waiting.append(_submit(pool, task))
+                    try:
+                        waiting.append(pool.submit(_do, task))
+                    except OSError as error:
+                        raise StegoError(f"no process can be started ({error.strerror}); raise the "
+                                         "limit, or end what else runs") from error
             while waiting:
                 yield waiting.popleft().result()
         except BaseException as error:
@@ -395,14 +364,6 @@ def _in_processes(work, tasks, workers):
             if isinstance(error, BrokenProcessPool):
                 raise StegoError("a worker process was killed; is there enough memory?") from error
             raise
-
-
-def _submit(pool, task):
-    try:
-        return pool.submit(_do, task)  # which may start a process
-    except OSError as error:
-        raise StegoError(f"no process can be started ({error.strerror}); raise the limit, or end "
-                         "what else runs") from error
 
 
 def bar(seconds):
