@@ -54,7 +54,7 @@ from files.command import (
     settle_streams,
     tell,
 )
-from files.parts import in_order
+from files.processes import in_order
 from files.resample import resample
 from files.source import check_range
 from training.data import SILENCE, find_audio, read_crop

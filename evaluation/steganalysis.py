@@ -27,7 +27,7 @@ from evaluation.scores import mean_interval, samples, signal, write_pair
 from files import sound
 from files.command import StegoError
 from files.container import DENSE
-from files.parts import in_order
+from files.processes import in_order
 
 KEY = "a key unknown to the detector"
 SEEDS = 3

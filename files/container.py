@@ -125,7 +125,7 @@ class Coded(Layout):
 
 def _bits(content: bytes, bits: int) -> Tensor:
     """Bytes as integers of `bits` bits, the lowest first [8 / bits * len(content)]."""
-    values = torch.tensor(list(content))[:, None] >> torch.arange(0, 8, bits)
+    values = torch.tensor(list(content), dtype=torch.long)[:, None] >> torch.arange(0, 8, bits)
     return (values & ((1 << bits) - 1)).flatten()
 
 

@@ -4,27 +4,21 @@ A method gives the header of a stego and its samples, piece by piece, and invers
 a secret. Pieces are worked on by as many processes as there are cores.
 """
 
-import collections
-import ctypes
 import math
-import multiprocessing
 import os
-import signal
 import struct
-import sys
 import zlib
-from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from dataclasses import asdict, replace
 
 import numpy as np
 import torch
 from torch.nn import functional
-from tqdm import tqdm
 
 import wavinwav
 from files import checkpoint, container
-from files.command import StegoError, signals_deferred
+from files.command import StegoError
 from files.container import SPARSE, Header, NoSecret
+from files.processes import bar, in_order
 from files.sound import FULL_SCALE, decibel, energy, note, to_pcm
 from wavinwav import LappedINN, Setting, lapped
 
@@ -42,14 +36,11 @@ def load_model(name):
         config = checkpoint.read(path).get("config")
         if not isinstance(config, dict) or config.get("preset") != "lattice":
             return wavinwav.load(path)
-        try:
-            from lattice.parts import load
-        except ModuleNotFoundError as error:
-            raise StegoError(f"{path} needs the folder lattice/ beside stego.py; get it, or give "
-                             "another model with --model") from error
+        from lattice.parts import load
         return load(path)
-    except FileNotFoundError as error:
-        raise StegoError(f"{path} does not exist; give a model with --model") from error
+    except ModuleNotFoundError as error:
+        raise StegoError(f"{path} needs the folder lattice/ beside stego.py; get it, or give "
+                         "another model with --model") from error
     except OSError as error:
         raise StegoError(f"{path} cannot be read ({error.strerror}); give a model with --model"
                          ) from error
@@ -71,10 +62,11 @@ class NetworkMethod:
 
     layout = SPARSE
     least_samples = SPARSE.header_samples + SPARSE.seal_samples
-    usual_snr, options = None, ()  # dB, of a stego; flags of hide that have an effect
+    options = ()  # flags of hide that have an effect
 
     def __init__(self, model):
         self.model = model
+        self.usual_snr = getattr(model.config, "stego_snr", None)  # dB
 
     def fingerprint(self):
         """A checksum of the config and the weights."""
@@ -135,10 +127,6 @@ class InnMethod(NetworkMethod):
 
     part, options = 1 << 20, ("snr",)
 
-    def __init__(self, model):
-        super().__init__(model)
-        self.usual_snr = model.config.stego_snr
-
     def hide(self, header, cipher, cover, secret, snr, shaping, masking):
         """The stego's samples, without header and seal, piece by piece; sets header.setting."""
         setting = self.fit(cover, secret, snr, cipher)
@@ -148,7 +136,8 @@ class InnMethod(NetworkMethod):
             index, start, stop = part
             x = self.read(cover, start, stop)
             y = self.read(secret, start, stop, x.shape[1]).expand_as(x)
-            marks = torch.full_like(x, -1) if index else self.marks(header, cipher, *x.shape)
+            marks = self.layout.marks(b"" if index else header.pack(cipher), x.numel())
+            marks = marks.view(-1, len(x)).T
             dither = self.dither(cipher, index, *x.shape)
             stego = self.model.embed(x, y, setting, marks, cover.depth, dither)
             stego = (stego * (1 << (cover.depth - 1))).round().T.flatten()
@@ -176,11 +165,6 @@ class InnMethod(NetworkMethod):
         louder = x.square().mean().item() / power if power else 1
         snr = snr + 10 * math.log10(louder or 1)
         return self.model.fit(x, y, snr, self.dither(cipher, 0, *x.shape))
-
-    def marks(self, header, cipher, channels, count):
-        """The lowest bits of frames [channels, n] in which the header lies, -1 elsewhere."""
-        marks = self.layout.marks(header.pack(cipher), count * channels)
-        return marks.view(-1, channels).T
 
     def dither(self, cipher, index, channels, length):
         """What a key adds to the secret in a part, in cells [channels, P, F / P, carriers]: one
@@ -302,70 +286,3 @@ class PaperMethod(NetworkMethod):
         y = self.model.reveal(x * gains[0])[1] / gains[1]
         y[:, whole:] = 0
         return self.scrambled(y, cipher, index, rate, invert=True)
-
-
-_work = None  # what a worker process does; it inherits it
-
-
-def _start(work):
-    global _work
-    _work = work
-    torch.set_num_threads(1)
-    libc("mallopt", -1, 1 << 30)  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD: keep freed memory, half of
-    libc("mallopt", -3, 1 << 30)  # the time would go to returning it to the system
-    libc("prctl", 1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end when the parent is killed
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def libc(name, *arguments):
-    """Call a function of the C library, where there is one of that name."""
-    try:
-        getattr(ctypes.CDLL(None), name)(*arguments)
-    except (AttributeError, OSError, TypeError):
-        pass
-
-
-def _do(task):
-    return _work(task)
-
-
-def in_order(work, tasks, unit=None):
-    """Yield work(task) of each task, in order, with a progress bar if a unit is given. Processes
-    are forked on Linux, where it is safe; threads would wait for each other."""
-    forks = sys.platform == "linux" and hasattr(os, "fork")
-    forks = forks and not multiprocessing.current_process().daemon  # which may not have children
-    workers = min(len(tasks), os.cpu_count() or 1) if forks else 1
-    results = _in_processes(work, tasks, workers) if workers > 1 else map(work, tasks)
-    disable = None if unit else True  # None: shown on a terminal only
-    yield from tqdm(results, total=len(tasks), unit=unit or "", leave=False, disable=disable)
-
-
-def _in_processes(work, tasks, workers):
-    fork, waiting = multiprocessing.get_context("fork"), collections.deque()
-    others = multiprocessing.active_children()
-    with ProcessPoolExecutor(workers, fork, _start, (work,)) as pool:
-        try:
-            for task in tasks:
-                if len(waiting) > workers:  # results that nobody takes would fill the memory
-                    yield waiting.popleft().result()
-                with signals_deferred():  # what a handler raises in a fork is lost
-                    try:
-                        waiting.append(pool.submit(_do, task))
-                    except OSError as error:
-                        raise StegoError(f"no process can be started ({error.strerror}); raise the "
-                                         "limit, or end what else runs") from error
-            while waiting:
-                yield waiting.popleft().result()
-        except BaseException as error:
-            for worker in multiprocessing.active_children():  # do not wait for what they do
-                if worker not in others:
-                    worker.kill()
-            if isinstance(error, BrokenProcessPool):
-                raise StegoError("a worker process was killed; is there enough memory?") from error
-            raise
-
-
-def bar(seconds):
-    """The unit of a progress bar for so much audio, or None for none."""
-    return "part" if seconds > 60 else None

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from files import container
 from files.container import DENSE, Cipher, Damaged, Header, sounding
-from files.parts import bar, in_order
+from files.processes import bar, in_order
 from files.sound import FULL_SCALE, READ_AT_ONCE, energy, to_pcm
 from lattice.cells import read_words, word_starts, write_words
 from lattice.fit import fit

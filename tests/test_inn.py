@@ -8,7 +8,6 @@ import torch
 
 import stego
 import wavinwav
-from files import parts as methods
 from files import sound
 from files.container import SPARSE, Cipher
 from files.parts import InnMethod
@@ -51,13 +50,15 @@ def assert_as_in_memory(model, paths, key, tmp_path):
     x, y, written, found = (samples(path) for path in paths)
     first = written.T.flatten()
     header, cipher = header_of(first, key, InnMethod(model).fingerprint(), SPARSE)
-    setting, method = methods.Setting.unpack(torch.tensor([header.setting]).float()), InnMethod(model)
+    setting = wavinwav.Setting.unpack(torch.tensor([header.setting]).float())
+    method = InnMethod(model)
     parts = method.parts(sound.decode(paths[0], paths[0], tmp_path))
     y = torch.nn.functional.pad(y, (0, x.shape[1] - y.shape[1])).expand_as(x)
     for index, start, stop in parts:
         dither = method.dither(cipher, index, len(x), stop - start)
         cover, secret = x[:, start:stop] / FULL_SCALE, y[:, start:stop] / FULL_SCALE
-        marks = torch.full_like(cover, -1) if index else method.marks(header, cipher, *cover.shape)
+        marks = SPARSE.marks(b"" if index else header.pack(cipher), cover.numel())
+        marks = marks.view(-1, len(cover)).T
         stego_ = model.embed(cover, secret, setting, marks, 16, dither)
         end = stop if stop < x.shape[1] else stop - SPARSE.seal_samples
         ours = (stego_ * FULL_SCALE).round().int()[:, :end - start]
@@ -72,7 +73,7 @@ def assert_as_in_memory(model, paths, key, tmp_path):
 
 @pytest.mark.parametrize("channels, key", [(1, None), (2, "open sesame")])
 def test_parts_are_what_they_are_alone(model, tmp_path, paths, channels, key, monkeypatch):
-    monkeypatch.setattr(methods, "PART", 20000)
+    monkeypatch.setattr(InnMethod, "part", 20000)
     x = np.stack([voice(4, 16000, 3), 0.5 * voice(4, 16000, 4)], 1)[:, :channels] / 2
     soundfile.write(paths[0], x, 16000)
     soundfile.write(paths[1], voice(3.7, 16000, 5), 16000)

@@ -5,11 +5,14 @@ import os
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 import stego
-from files import parts
+from files import sound
 from files.command import StegoError
-from helpers import ROOT
+from files.container import Cipher
+from files.parts import PaperMethod
+from helpers import ROOT, header_of
 
 EXAMPLES = [os.path.join(ROOT, "examples", f"{name}.wav") for name in ("cover", "secret")]
 
@@ -34,7 +37,7 @@ def test_pieces_channels_and_loud_covers(model, tmp_path, monkeypatch):
     soundfile.write(paths[0], loud, rate)
     soundfile.write(paths[1], soundfile.read(EXAMPLES[1])[0][:40015], rate)
     alone = stego.hide(*paths[:3], model, overwrite=True)
-    monkeypatch.setattr(parts, "PIECE", 1 << 14)
+    monkeypatch.setattr(PaperMethod, "part", 1 << 15)
     in_pieces = stego.hide(*paths[:3], model, overwrite=True)
     assert in_pieces == pytest.approx(alone, abs=1)
     assert np.abs(soundfile.read(paths[2], dtype="int16")[0].astype(int)).max() <= 32767
@@ -60,15 +63,6 @@ def test_quiet_files(model, tmp_path, cover_level, secret_level, least):
         assert snr(paths[1], paths[3]) == pytest.approx(secret_snr, abs=0.1)
 
 
-def test_pieces_are_long_enough(monkeypatch):
-    monkeypatch.setattr(parts, "PIECE", 100)
-    for frames in (1, 99, 100, 149, 150, 151, 199, 1234):
-        found = parts.pieces(frames)
-        assert [start for start, _ in found] == [0, *(stop for _, stop in found[:-1])]
-        assert found[-1][1] == frames
-        assert all(50 <= stop - start <= 150 for start, stop in found) or frames < 50
-
-
 def test_a_key_is_needed(model, tmp_path):
     stego_path, found = tmp_path / "stego.wav", tmp_path / "found.wav"
     stego_snr, secret_snr = stego.hide(*EXAMPLES, stego_path, model, key="open sesame")
@@ -78,6 +72,27 @@ def test_a_key_is_needed(model, tmp_path):
             stego.reveal(stego_path, found, model, key)
     stego.reveal(stego_path, found, model, "open sesame")
     assert snr(EXAMPLES[1], found) == pytest.approx(secret_snr, abs=0.1)
+
+
+def test_a_key_permutes_each_part_anew(model, tmp_path, monkeypatch):
+    """What is in the place of each 20 ms segment, in two parts with one key, and with another."""
+    monkeypatch.setattr(PaperMethod, "part", 1 << 15)
+    method, path, orders = PaperMethod(model), tmp_path / "stego.wav", []
+    secret = torch.from_numpy(soundfile.read(EXAMPLES[1])[0])
+    for key in ("open sesame", "open barley"):
+        stego.hide(*EXAMPLES, path, model, key=key, overwrite=True)
+        written = sound.decode(path, path, tmp_path)
+        header, _ = header_of(written.read(), key, method.fingerprint(), method.layout)
+        found = np.concatenate(list(method.reveal(header, Cipher(), written)))[:, 0]
+        for _, start, stop in method.parts(written)[:2]:
+            stop -= (stop - start) % 320
+            x, y = secret[start:stop].view(-1, 320), found[start:stop].reshape(-1, 320)
+            likeness = torch.from_numpy(y.astype(np.float64)) @ x.T
+            orders.append((likeness / x.norm(dim=1).clamp_min(1e-3)).argmax(1))
+    for i, order in enumerate(orders):
+        assert len(order.unique()) > 0.6 * len(order), "most segments are recognised"
+        for other in (torch.arange(len(order)), *orders[:i]):
+            assert (order == other).double().mean() < 0.2
 
 
 def snr(reference, estimate):
