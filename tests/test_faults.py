@@ -188,7 +188,7 @@ FAULTS = [
     ((*HIDE, "--masking", "0.5"), "--masking has no effect on this model; leave it out, or give"),
     ((*HIDE, "--shaping", "0.5", "--model", "robust"), "--shaping has no effect on this model"),
     ((*HIDE, "--snr", "40", "--model", "paper.pt"), "--snr has no effect on this model"),
-    ((*HIDE, "--model", "nosuch"), "nosuch cannot be read .No such file.* give a model with --model"),
+    ((*HIDE, "--model", "nosuch"), "nosuch cannot be read .No such file.*; give a model"),
     ((*HIDE, "--depth", "20"), "argument --depth: invalid choice"),
     ((*HIDE, "--key", "--key-file", "key"), "not allowed with argument"),
     ((*HIDE, "--key=open sesame"), "ignored explicit argument|unrecognized|expected"),
