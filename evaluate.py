@@ -8,15 +8,14 @@
     python evaluate.py --page docs/listen                  # web page with the examples to listen to
 
 Folders are searched as train.py does. The systems, in evaluation/baselines.py, are our models, LSB
-replacement, the frequency chop and Opus in the low bits; a bound shows what is possible. PESQ, STOI
-and pictures need extra packages: pip install -r requirements-eval.txt
+replacement, the frequency chop and Opus in the low bits. PESQ, STOI and pictures need extra
+packages: pip install -r requirements-eval.txt
 
 Shapes: T samples. Signals are float tensors [T] in [-1, 1).
 """
 
 import argparse
 import collections
-import contextlib
 import importlib.util
 import math
 import os
@@ -29,22 +28,11 @@ import soundfile
 import torch
 from torch import Tensor
 
-from evaluation import scores, steganalysis
+from evaluation import baselines, scores, steganalysis
 from evaluation.attacks import attack_pair, unavailable_attacks
-from evaluation.baselines import (
-    HERE,
-    LATTICE_SNRS,
-    SHIPPED,
-    all_systems,
-    bound,
-    load_models,
-    lsb,
-    opus,
-    our_system,
-)
 from evaluation.page import PLOT_FORMATS, plot_pair, write_page
 from files import sound
-from files.checkpoint import temporary_name
+from files.checkpoint import check_writable
 from files.command import (
     Parser,
     StegoError,
@@ -59,7 +47,7 @@ from files.resample import resample
 from files.source import check_range
 from training.data import SILENCE, find_audio, read_crop
 
-EXAMPLES = [os.path.join(HERE, "examples", f"{name}.wav") for name in ("cover", "secret")]
+EXAMPLES = [os.path.join(baselines.HERE, "examples", f"{name}.wav") for name in ("cover", "secret")]
 
 
 def compare(args, folder: str):
@@ -67,34 +55,25 @@ def compare(args, folder: str):
     pairs, rate = open_pairs(args)
     say(f"pairs: {len(pairs)}, at {rate} Hz, scored on 16-bit files; "
         "mean ± half of the 95 % interval")
-    models = load_models(args.model)
-    systems = all_systems(models, args.snr)
-    defaults = {label: our_system(model, label) for label, model in models.items()}
+    models = baselines.load_models(args.model)
+    systems = baselines.all_systems(models, args.snr)
+    defaults = {label: baselines.our_system(model, label) for label, model in models.items()}
     if args.plot:
         paths = scores.write_pair(folder, *pairs[0], rate)
         plot_pair(args.plot, next(iter(defaults.values())), paths)
 
     def score(number):
-        """Of one pair, {system or bound: scores} and {attack: scores of all models}."""
+        """Of one pair, {system: scores} and {attack: scores of all models}."""
         paths = scores.write_pair(tempfile.mkdtemp(dir=folder), *pairs[number], rate)
-        cover, secret = (scores.signal(paths[name]) for name in ("cover", "secret"))
         results, attacked = {}, collections.defaultdict(dict)
         for system in systems:
             torch.manual_seed(args.seed)
-            values = scores.score_pair(system, paths, not args.no_perceptual)
-            if values:
-                values["below bound"] = (bound(cover, secret, values["stego SNR"])
-                                         - values["secret SNR"])
-            results[system.name] = values
-        for snr in args.snr:
-            results[f"bound, {snr:g} dB"] = {"stego SNR": snr,
-                                             "secret SNR": bound(cover, secret, snr)}
-        if args.attacks:
-            for label, model in models.items():
-                seed = args.seed + 1000 * number
-                left = attack_pair(model, defaults[label], paths, seed, not args.no_perceptual)
-                for attack, values in left.items():
-                    attacked[attack] |= {f"{label} {name}": x for name, x in values.items()}
+            results[system.name] = scores.score_pair(system, paths, not args.no_perceptual)
+        for label, model in (models.items() if args.attacks else ()):
+            seed = args.seed + 1000 * number
+            left = attack_pair(model, defaults[label], paths, seed, not args.no_perceptual)
+            for attack, values in left.items():
+                attacked[attack] |= {f"{label} {name}": x for name, x in values.items()}
         return results, attacked
 
     found = zip(*in_order(score, range(len(pairs)), "pair"))
@@ -115,7 +94,8 @@ def compare(args, folder: str):
 def detect_stegos(args, folder: str):
     """Print how well detectors find stegos; `folder` is temporary."""
     directory, *names = args.steganalysis
-    systems = steganalysis.systems_to_detect(load_models(args.model, SHIPPED[:3]), names)
+    models = baselines.load_models(args.model, baselines.SHIPPED[:3])
+    systems = steganalysis.systems_to_detect(models, names)
     pairs, rate = open_pairs(args)
     train_pairs = list(draw_pairs(find_audio(directory), args.train_pairs, args.seed, rate))
     say(f"pairs: {len(train_pairs)} for training, {len(pairs)} for the test, at {rate} Hz; 0.5 is "
@@ -129,10 +109,10 @@ def detect_stegos(args, folder: str):
 def make_page(args):
     """Write the page of two files, or of the examples, with the models, LSB and Opus."""
     *voices, rate = own_pair(args.cover or EXAMPLES[0], args.secret or EXAMPLES[1])
-    models = load_models(args.model, SHIPPED[:3])
-    systems = [our_system(model, label) for label, model in models.items()]
+    models = baselines.load_models(args.model, baselines.SHIPPED[:3])
+    systems = [baselines.our_system(model, label) for label, model in models.items()]
     perceptual = all(importlib.util.find_spec(name) for name in ("pesq", "pystoi"))
-    size = write_page(args.page, *voices, rate, [*systems, lsb(6), opus(32)],
+    size = write_page(args.page, *voices, rate, [*systems, baselines.lsb(6), baselines.opus(32)],
                       perceptual and not args.no_perceptual)
     say(f"{os.path.join(args.page, 'index.html')}: {size / 1e6:.2f} MB in all")
 
@@ -213,9 +193,9 @@ def read_flags(argv=None) -> argparse.Namespace:
               "paper), LSB and Opus")
     flag("--model", nargs="+", metavar="MODEL",
          help="models to score: files, or names of shipped ones (default: these)")
-    flag("--snr", nargs="+", type=float, default=LATTICE_SNRS, metavar="DB",
-         help="stego SNRs of lattice models and of the bound, in dB "
-              f"(default: {' '.join(map(str, LATTICE_SNRS))})")
+    flag("--snr", nargs="+", type=float, default=baselines.LATTICE_SNRS, metavar="DB",
+         help="stego SNRs of lattice models, in dB "
+              f"(default: {' '.join(map(str, baselines.LATTICE_SNRS))})")
     flag("--pairs", type=int, default=64, help="number of pairs (default: 64)")
     flag("--rate", type=int, default=16000,
          help="rate in Hz that pairs of DIR are resampled to (default: 16000)")
@@ -234,10 +214,9 @@ def read_flags(argv=None) -> argparse.Namespace:
          help="write spectrograms of the first pair, hidden by the first model")
     flag("--csv", metavar="FILE", help="write the tables, one number per line")
     args = parser.parse_args(argv)
-    if bool(args.cover) != bool(args.secret) or args.data_dir and (args.cover or args.page):
+    own = args.cover or args.page
+    if bool(args.cover) != bool(args.secret) or bool(args.data_dir) == bool(own):
         parser.error("give --data_dir, or --cover and --secret, or --page with or without the two")
-    if not (args.data_dir or args.cover or args.page):
-        parser.error("give --data_dir, or --cover and --secret, or --page")
     if args.page and (args.attacks or args.steganalysis or args.plot or args.csv):
         parser.error("--page writes nothing but the page; ask for the rest in another run")
     if args.steganalysis and (
@@ -262,13 +241,8 @@ def check_before_work(args):
     if page and os.path.exists(page):
         page = os.path.join(page, "index.html")
     for path in filter(None, (args.plot, args.csv, page)):
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise StegoError(f"{path} cannot be written: it is not a file; give another name")
         try:
-            with contextlib.suppress(FileNotFoundError):
-                os.stat(path)  # raises OSError for a name that is too long
-            open(temporary_name(path), "xb").close()
-            os.remove(temporary_name(path))
+            check_writable(path)
         except OSError as error:
             raise StegoError(f"{path} cannot be written ({error.strerror}); give another name"
                              ) from error
@@ -280,8 +254,7 @@ def check_before_work(args):
     if args.plot or args.page:
         scores.need("matplotlib.figure")
     if args.attacks and unavailable_attacks():
-        sound.note(f"left out: {', '.join(unavailable_attacks())}; AAC needs the program ffmpeg, "
-                   "MP3 libsndfile 1.1")
+        sound.note(f"left out: {', '.join(unavailable_attacks())}; they need the program ffmpeg")
 
 
 def main(argv=None):

@@ -7,12 +7,11 @@ Shapes: T samples. Signals are float tensors [T] in [-1, 1).
 
 import contextlib
 import io
-import shutil
 import subprocess
 import sys
+from shutil import which
 
 import numpy as np
-import soundfile
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -38,10 +37,8 @@ ATTACKS = {  # name -> function of a signal [T] and its rate in Hz
     "rate x 3/4": lambda x, rate: resample_and_back(x, "3/4"),
     **{name: lambda x, rate, new=new: resample(x, rate, new) for name, new in NEW_RATES.items()},
     "low-pass 3.4 kHz": lambda x, rate: low_pass(x, 3400 / rate),
-    "MP3 128 kbit/s": lambda x, rate: mp3(x, rate, 128),
-    "MP3 64 kbit/s": lambda x, rate: mp3(x, rate, 64),
-    "AAC 128 kbit/s": lambda x, rate: aac(x, rate, 128),
-    "AAC 64 kbit/s": lambda x, rate: aac(x, rate, 64),
+    **{f"{codec} {kbps} kbit/s": lambda x, rate, codec=codec, kbps=kbps: coded(x, rate, codec, kbps)
+       for codec in ("MP3", "AAC") for kbps in (128, 64)},
     "Opus 32 kbit/s": lambda x, rate: decode_opus(encode_opus(x.numpy(), rate, 32), rate, len(x)),
     "one sample": lambda x, rate: change_middle(x, 1000 / sound.FULL_SCALE),
     "one lost": lambda x, rate: change_middle(x, -x[len(x) // 2]),
@@ -51,10 +48,8 @@ ATTACKS = {  # name -> function of a signal [T] and its rate in Hz
 
 
 def unavailable_attacks() -> list[str]:
-    """Names of the attacks that need a codec which is not installed."""
-    missing = () if "MP3" in soundfile.available_formats() else ("MP3",)
-    missing += () if shutil.which("ffmpeg") else ("AAC",)
-    return [name for name in ATTACKS if name.startswith(missing)]
+    """Names of the attacks that need ffmpeg, if it is not installed."""
+    return [name for name in ATTACKS if name.startswith(("MP3", "AAC")) and not which("ffmpeg")]
 
 
 def attack_pair(model, system: System, paths: dict[str, str], seed: int, perceptual: bool = True
@@ -76,7 +71,7 @@ def attack_pair(model, system: System, paths: dict[str, str], seed: int, percept
         torch.manual_seed(seed + list(ATTACKS).index(name))
         try:
             changed, new_rate = ATTACKS[name](hidden, rate), NEW_RATES.get(name, rate)
-        except (soundfile.LibsndfileError, subprocess.CalledProcessError, StegoError) as error:
+        except (subprocess.CalledProcessError, StegoError) as error:
             tqdm.write(f"{name}, at {rate} Hz: {error}", file=sys.stderr)
             scores[name] = {}
             continue
@@ -106,42 +101,26 @@ def change_middle(x: Tensor, change: float | Tensor) -> Tensor:
 
 # ---------------------------------------------------------------- codecs
 
-def mp3(x: Tensor, rate: int, kbps: int) -> Tensor:
-    """A signal [T] after MP3 of constant bit rate (or the highest below it that the sample rate
-    allows), without the codec's delay. libsndfile has to have MP3."""
-    # kbit/s that libsndfile maps compression levels of 1 and 0 to
-    low, high = (32, 320) if rate >= 32000 else (8, 160) if rate >= 16000 else (8, 64)
-    level = min(0.999, max(0, (high - kbps) / (high - low)))
-    file = io.BytesIO()
-    soundfile.write(file, x.numpy(), rate, format="MP3", subtype="MPEG_LAYER_III",
-                    bitrate_mode="CONSTANT", compression_level=level)
-    file.seek(0)
-    return aligned(x, torch.from_numpy(soundfile.read(file, dtype="float32")[0]))
-
-
-def aac(x: Tensor, rate: int, kbps: int) -> Tensor:
-    """A signal [T] after AAC by ffmpeg, without the codec's delay."""
+def coded(x: Tensor, rate: int, codec: str, kbps: int) -> Tensor:
+    """A signal [T] after MP3 or AAC by ffmpeg, without the codec's delay."""
     def ffmpeg(content, *words):
-        return subprocess.run(["ffmpeg", "-v", "fatal", *words], input=content, check=True,
+        return subprocess.run(["ffmpeg", "-v", "fatal", *words, "-"], input=content, check=True,
                               stdout=subprocess.PIPE).stdout
 
     plain = "-f", "s16le", "-ar", str(rate), "-ac", "1"
-    coded = ffmpeg(sound.to_pcm(x).tobytes(), *plain, "-i", "-", "-c:a", "aac", "-b:a", f"{kbps}k",
-                   "-f", "adts", "-")
-    return aligned(x, sound.from_pcm(np.frombuffer(ffmpeg(
-        coded, "-f", "aac", "-i", "-", *plain, "-"), np.int16)))
+    encoder, stream = {"MP3": ("libmp3lame", "mp3"), "AAC": ("aac", "adts")}[codec]
+    content = ffmpeg(sound.to_pcm(x).tobytes(), *plain, "-i", "-", "-c:a", encoder,
+                     "-b:a", f"{kbps}k", "-f", stream)
+    decoded = np.frombuffer(ffmpeg(content, "-i", "-", *plain), np.int16)
+    return aligned(x, sound.from_pcm(decoded))
 
 
-def aligned(reference: Tensor, x: Tensor) -> Tensor:
-    """A signal without its delay relative to a reference [T], cut or padded to [T]."""
-    x = functional.pad(x, (-delay(reference, x), 0))[:len(reference)]
-    return functional.pad(x, (0, len(reference) - len(x)))
-
-
-def delay(reference: Tensor, x: Tensor, most: int = 4096) -> int:
-    """The delay of a signal relative to a reference in samples, up to `most`: the peak of their
-    cross-correlation."""
+def aligned(reference: Tensor, x: Tensor, most: int = 4096) -> Tensor:
+    """A signal without its delay relative to a reference [T], at most `most` samples either way,
+    found by cross-correlation; cut or padded to [T]."""
     size = 2 * max(len(reference), len(x))
     product = torch.fft.rfft(x, size) * torch.fft.rfft(reference, size).conj()
     correlation = torch.fft.irfft(product, size)
-    return torch.cat([correlation[-most:], correlation[:most + 1]]).argmax().item() - most
+    delay = torch.cat([correlation[-most:], correlation[:most + 1]]).argmax().item() - most
+    x = functional.pad(x, (-delay, 0))[:len(reference)]
+    return functional.pad(x, (0, len(reference) - len(x)))

@@ -1,9 +1,8 @@
-"""The systems that are compared, and an upper bound for all of them.
+"""The systems that are compared.
 
     for system in all_systems(load_models()):            # models, LSB, the frequency chop, Opus
         system.hide(cover_path, secret_path, stego_path)
         system.reveal(stego_path, revealed_path)
-    bound(cover, secret, stego_snr)                      # dB
 
 A system is a model or a baseline with its settings: one row of a table. Files are mono, 16-bit WAV
 or FLAC; cover and secret have the same length.
@@ -46,7 +45,7 @@ class System(NamedTuple):
 
 
 def all_systems(models: dict, lattice_snrs=LATTICE_SNRS) -> list[System]:
-    """All rows of the table but the bound: models {label: model} first."""
+    """All rows of the table: models {label: model} first."""
     systems = []
     for label, model in models.items():
         if is_lattice(model):
@@ -152,23 +151,20 @@ def frequency_chop() -> System:
     """The lower half of the secret's spectrum replaces the upper half of the cover's, in the same
     order and at its own level: a baseline of Hide and Speak (Kreuk et al., arXiv 1902.03083).
     Theirs uses an STFT and keeps the phases; here it is an orthonormal MDCT of 128 bands, in which
-    whatever is written can be read back. The incomplete last frame (< 128 samples) keeps the cover
-    and is revealed as silence."""
+    whatever is written can be read back."""
     def spectrum(x):  # [T] -> [1, 128, frames]
-        whole = torch.from_numpy(x[:len(x) // 128 * 128].astype(np.float64))
-        return lapped(whole[None], 128) if len(whole) else whole.new_zeros(1, 128, 0)
+        return lapped(torch.from_numpy(x.astype(np.float64))[None], 128)
 
-    def waveform(coefficients, tail):
-        x = unlapped(coefficients)[0].numpy() if coefficients.shape[2] else np.zeros(0)
-        return np.concatenate([x, tail]).round().clip(-32768, 32767)
+    def waveform(coefficients, length):
+        return unlapped(coefficients, length)[0].round().clamp(-32768, 32767).numpy()
 
     def hide(cover, secret, rate):
         mixed = torch.cat([spectrum(cover)[:, :64], spectrum(secret)[:, :64]], 1)
-        return waveform(mixed, cover[len(cover) // 128 * 128:])
+        return waveform(mixed, len(cover))
 
     def reveal(hidden, rate):
         low = spectrum(hidden)[:, 64:]
-        return waveform(torch.cat([low, torch.zeros_like(low)], 1), np.zeros(len(hidden) % 128))
+        return waveform(torch.cat([low, torch.zeros_like(low)], 1), len(hidden))
 
     return on_files("frequency chop", hide, reveal)
 
@@ -229,45 +225,3 @@ def opus(kbps: float) -> System:
         raise StegoError("the file carries no Ogg file")
 
     return on_files(f"Opus, {kbps} kbit/s", hide, reveal)
-
-
-# ---------------------------------------------------------------- upper bound
-
-def bound(cover: Tensor, secret: Tensor, stego_snr: float) -> float:
-    """Upper bound of the secret SNR in dB for signals [T] at a stego SNR in dB.
-
-    Capacity: see `rate_of_snr`. Distortion: each coefficient k of the secret in a circular MDCT of
-    256 bands is Gaussian with variance v_k, the mean square over the 3 frames x 5 bands around it,
-    and the v_k are known for free. Reverse water-filling (Cover and Thomas, 10.3.3): the sum of
-    max(0, 1/2 log2(v_k / w)) is the capacity; the distortion is the mean of min(w, v_k), plus 1/12
-    because the revealed file is rounded too.
-
-    A Gaussian is the hardest source for its variance, and the v_k come from the secret itself: this
-    bounds models of this kind with free side information, and is no theorem about speech. Where the
-    capacity is large, a system may be lossless.
-    """
-    x = sound.FULL_SCALE * secret.double()
-    squares = lapped(functional.pad(x, (0, -len(x) % 256))[None], 256).square()
-    variance = functional.avg_pool2d(squares, (5, 3), 1, (2, 1), count_include_pad=False)
-    variance = variance.flatten().clamp_min(1e-9)
-    log_variance, bits = variance.log2(), rate_of_snr(cover, stego_snr) * len(x)
-    low, high = log_variance.min().item() - 2 * bits / len(x), log_variance.max().item()
-    for _ in range(40):  # log2 of the water level
-        level = (low + high) / 2
-        if 0.5 * (log_variance - level).clamp_min(0).sum() > bits:
-            low = level
-        else:
-            high = level
-    distortion = variance.clamp_max(2 ** high).sum().item() / len(x)
-    return 10 * math.log10(x.square().mean().item() / (distortion + 1 / 12))
-
-
-def rate_of_snr(cover: Tensor, stego_snr: float) -> float:
-    """Bits per sample that a stego of this SNR (dB) can carry in a cover signal [T].
-
-    The stego is the cover plus an error of power D LSB^2, rounded to 16 bits, which is noise of
-    power N = 1/12 LSB^2. The cover is known when hiding, so it costs nothing (Costa, "Writing on
-    dirty paper", 1983): 1/2 log2(1 + D / N). Cells of odd width w have D = (w^2 - 1) / 12 and carry
-    exactly that, log2(w)."""
-    power = sound.FULL_SCALE ** 2 * cover.double().square().mean().item()
-    return 0.5 * math.log2(1 + 12 * power * 10 ** (-stego_snr / 10))

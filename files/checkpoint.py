@@ -48,6 +48,17 @@ def replacing(path: str | os.PathLike, overwrite: bool = True) -> Iterator[str]:
             os.remove(temporary)
 
 
+def check_writable(path: str | os.PathLike):
+    """Raises OSError if `replacing` could not write a file at `path`: a folder, a pipe or a device,
+    a name that is too long, a folder that takes no files. Leaves nothing."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "it is not a file", os.fspath(path))
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(path)  # a name that is too long
+    open(temporary_name(path), "xb").close()
+    os.remove(temporary_name(path))
+
+
 def temporary_name(path: str | os.PathLike) -> str:
     """For this thread to write what will be at `path`; `remove_stale` recognises it."""
     return f"{_stem(path)}.{os.getpid()}-{threading.get_ident()}.tmp"

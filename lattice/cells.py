@@ -1,4 +1,4 @@
-"""The lattice coupling: words of 32 bits become digits in the cells of a cover's samples.
+"""The lattice: words of 32 bits become digits in the cells of a cover's samples.
 
     stego = write_words(words, cover, widths, cipher, part, depth)
     words, starts = read_words(stego, cipher, part)
@@ -16,35 +16,26 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from files.container import Cipher
 from lattice.widths import LABEL, SAMPLES_AT_ONCE, SEGMENT, WIDTHS
 
 
-class LatticeCoupling(nn.Module):
-    """Additive coupling on a lattice of integers: move the cover, within a cell around it, to the
-    value that is congruent to the secret modulo the cell's width.
+def congruent(cover: Tensor, digits: Tensor, width: int, limit: int = 32768) -> Tensor:
+    """Move each sample of a cover, within a cell around it, to the value that is congruent to its
+    digit modulo the cell's width.
 
-        r = wrap(secret - cover);   stego = cover + r = secret (mod width)
+        stego = cover + wrap(digit - cover);   digit = stego % width
 
-    The secret can be read off without r, and the distortion is (width ** 2 - 1) / 12 whatever the
-    cover is: dirty-paper coding (Costa 1983) by quantisation index modulation (Chen and Wornell
-    2001). Where the result would leave the range of samples, the neighbouring cell is taken.
-    Integers of any shape.
+    The distortion is (width ** 2 - 1) / 12 whatever the cover is: dirty-paper coding (Costa 1983)
+    by quantisation index modulation (Chen and Wornell 2001). cover and stego are in
+    [-limit, limit), where the neighbouring cell is taken at the ends, digits in [0, width).
     """
-
-    def forward(self, cover: Tensor, secret: Tensor, width: int, limit: int = 32768
-                ) -> tuple[Tensor, Tensor]:
-        """cover in [-limit, limit), secret in [0, width) -> stego in [-limit, limit), r."""
-        stego = cover + (secret - cover + width // 2) % width - width // 2
-        stego = torch.where(stego < -limit, stego + width, stego)
-        stego = torch.where(stego >= limit, stego - width, stego)
-        return stego, stego - cover
-
-    def inverse(self, stego: Tensor, r: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        return stego - r, stego % width
+    stego = cover + (digits - cover + width // 2) % width - width // 2
+    stego = torch.where(stego < -limit, stego + width, stego)
+    return torch.where(stego >= limit, stego - width, stego)
 
 
 def write_words(words: Tensor, cover: Tensor, widths: Tensor, cipher: Cipher, part: int, depth: int
@@ -60,12 +51,12 @@ def write_words(words: Tensor, cover: Tensor, widths: Tensor, cipher: Cipher, pa
     Returns:
         The stego [n].
     """
-    coupling, limit, starts = LatticeCoupling(), 1 << (depth - 1), word_starts(widths)
+    limit, starts = 1 << (depth - 1), word_starts(widths)
     used = int(torch.searchsorted(starts, len(words)))
     stego = cover.clone()
 
     def put(digits, width, where):
-        after = coupling(cover.index_select(0, where), digits.flatten(), width, limit)[0]
+        after = congruent(cover.index_select(0, where), digits.flatten(), width, limit)
         stego.index_copy_(0, where, after.to(cover.dtype))
 
     added, first, dither = random_numbers(len(widths), cipher, part)
@@ -83,18 +74,18 @@ def write_words(words: Tensor, cover: Tensor, widths: Tensor, cipher: Cipher, pa
 
 def read_words(stego: Tensor, cipher: Cipher, part: int) -> tuple[Tensor, Tensor]:
     """Inverse of `write_words`: all words [W] that a part's samples [n] hold, and `word_starts`."""
-    coupling, count = LatticeCoupling(), len(stego) // SEGMENT
+    count = len(stego) // SEGMENT
     added, first, dither = random_numbers(count, cipher, part)
     label = stego[positions(torch.arange(count), first, 0, LABEL)].view(-1, LABEL)
-    label = (coupling.inverse(label, 0, 3)[1] * 3 ** torch.arange(LABEL)).sum(1)
+    label = (label % 3 * 3 ** torch.arange(LABEL)).sum(1)
     widths = ((label - added) % len(WIDTHS)).masked_fill(silent_segments(stego), 0)
     starts = word_starts(widths)
     words = torch.zeros(int(starts[-1]), dtype=torch.long)
     for width, segments in by_width(widths):
         samples = stego.index_select(0, positions(segments, first, LABEL, SEGMENT))
         digits = samples.view(len(segments), -1) - dither[segments] % width
-        found = words_of(coupling.inverse(digits, 0, width)[1], width)
-        words[starts[segments, None] + torch.arange(room_for(width))] = found
+        where = starts[segments, None] + torch.arange(room_for(width))
+        words[where] = words_of(digits % width, width)
     return words, starts
 
 

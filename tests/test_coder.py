@@ -55,9 +55,3 @@ def test_words_that_come_to_an_end(coder):
     decode = coder.decoder([words[:len(words) // 2]], 16)
     with pytest.raises(IndexError):
         decode(classes.flatten(0, 1))
-
-
-def test_counts(coder):
-    classes = torch.tensor([0, 0, 40, 40])
-    counts = coder.count(classes, torch.tensor([1, 1, 1000, 0]))
-    assert counts.sum() == 4 and counts[0, 1] == 2 and counts[:, 0].sum() == 1
