@@ -34,8 +34,8 @@ PLOT_FORMATS = ".png", ".svg", ".pdf"
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "page.html")
 NOTES = {  # on systems, by the start of their name
     "INN": "The invertible network, the default model.",
-    "robust": "The invertible network with wide cells, for stegos that will be changed.",
     "lattice": "The entropy coder on an integer lattice.",
+    "paper": "The paper's blocks with learned subnets.",
     "LSB": "The secret's top bits take the place of the cover's low bits.",
     "Opus": "An Opus file of the secret in the cover's low bits.",
 }

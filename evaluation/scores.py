@@ -159,7 +159,7 @@ def speaker_similarity(reference: Tensor, estimate: Tensor, rate: int) -> float:
 
 DIGITS = {"SNR": 1, "LSD": 2, "PESQ": 2, "STOI": 3, "similarity": 3}
 COLUMNS = {f"{part} {score}": DIGITS[score] for part in ("stego", "secret") for score in DIGITS}
-COLUMNS |= {"below bound": 1, "RTF": 1}  # {score: digits}
+COLUMNS |= {"RTF": 1}  # {score: digits}
 
 
 def mean_interval(values: list) -> tuple[float, float]:
@@ -176,8 +176,8 @@ def print_table(table: dict[str, list[dict]], columns: dict[str, int]):
     names = {name for scores in table.values() for values in scores for name in values}
     columns = {name: digits for name, digits in columns.items() if name in names}
     width = max(map(len, table)) + 1
-    heads = [name.rsplit(" ", 1) if " " in name else ("", name) for name in columns]
-    for line in (0, 1):
+    heads = [name.rpartition(" ") for name in columns]
+    for line in (0, 2):
         tell(" " * width + "".join(f"{head[line]:>12s}" for head in heads), sys.stdout)
     for row, scores in table.items():
         if not any(scores):
@@ -198,13 +198,11 @@ def column(scores: list[dict], name: str) -> list:
 def cell(name: str, values: list, digits: int) -> tuple[str, str]:
     """A mean over pairs as text, and a note on the pairs that it leaves out."""
     mean, half = mean_interval(values)
-    counts = {"lossless": values.count(math.inf), "lost": values.count(None)}
+    without = sum(x is not None and math.isnan(x) for x in values)
+    counts = {"lossless": values.count(math.inf), "lost": values.count(None), "without": without}
     for word, count in counts.items():
         if count == len(values):
-            return word, ""
-    counts["without"] = sum(x is not None and math.isnan(x) for x in values)
-    if counts["without"] == len(values):
-        return "-", ""
+            return "-" if word == "without" else word, ""
     note = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     text = "-" if math.isnan(mean) else f"{mean:.{digits}f}"
     text += "" if math.isnan(half) or name == "RTF" else f"±{half:.{digits}f}"

@@ -72,18 +72,11 @@ def test_unusable_files_are_left_out(tmp_path, capsys):
     x = 0.3 * voice(3.2, 8000, 3)
     soundfile.write(tmp_path / "int16_scale.wav", 32768 * x, 8000, "FLOAT")
     soundfile.write(tmp_path / "nan.wav", np.where(np.abs(x) > 0.01, x, np.nan), 8000, "FLOAT")
-    soundfile.write(tmp_path / "stream.flac", x, 8000)
-    content = bytearray((tmp_path / "stream.flac").read_bytes())
-    content[21] &= 0xF0  # the number of frames is unknown, as in what ffmpeg writes into a pipe
-    content[22:26] = bytes(4)
-    (tmp_path / "stream.flac").write_bytes(content)
-    assert soundfile.info(tmp_path / "stream.flac").frames > 1 << 60
     run("--data_dir", tmp_path, "--model", INN, "--pairs", 6, "--rate", 8000, "--no_perceptual")
     out, err = capsys.readouterr()
     assert "INN, 48 dB" in out and not re.search(r"[01].wav", err)
     assert "int16_scale.wav is left out: " in err and "nan.wav is left out: " in err
-    for name in ("0.wav", "stream.flac"):
-        (tmp_path / name).unlink()
+    (tmp_path / "0.wav").unlink()
     with pytest.raises(SystemExit, match="^error: there are fewer than 2 usable audio files"):
         run("--data_dir", tmp_path, "--no_perceptual", "--model", INN, "--rate", 8000)
 
@@ -136,29 +129,13 @@ def test_outputs_are_checked_before_the_work(tmp_path, flag, name, reason):
     assert (tmp_path / "file").read_text() == "as it was"
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes anywhere")
-def test_a_read_only_folder(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(SystemExit, match="cannot be written .Permission denied."):
-        run("--cover", "none.wav", "--secret", "none.wav", "--csv", tmp_path / "t.csv")
-
-
 def command(paths, *more):
     words = ["--cover", paths["cover"], "--secret", paths["secret"], "--model", INN,
              "--no_perceptual", *more]
     return [sys.executable, os.path.join(ROOT, "evaluate.py"), *map(str, words)]
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full device")
-def test_a_full_stdout_is_reported_before_the_work(tmp_path, paths):
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(command(paths, "--csv", tmp_path / "t.csv"), stdout=full,
-                              stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 1 and not os.path.exists(tmp_path / "t.csv")
-    assert done.stderr == "error: the standard output takes no more (No space left on device)\n"
-
-
-@pytest.mark.parametrize("closed", ["| head -1", ">&-", "2>&-"])
+@pytest.mark.parametrize("closed", ["| head -1", ">&- 2>&-"])
 def test_csv_is_written_although_stdout_is_closed(tmp_path, paths, closed):
     words = shlex.join(command(paths, "--csv", "t.csv"))
     done = subprocess.run(["bash", "-o", "pipefail", "-c", f"{words} {closed}"], cwd=tmp_path,
@@ -181,23 +158,12 @@ def test_a_signal_ends_the_run_in_one_line(tmp_path, paths):
 
 
 @pytest.mark.parametrize("words", [
-    [],
-    ["--cover", "a.wav"],
-    ["--page", "x", "--cover", "a.wav"],
-    ["--page", "x", "--csv", "t.csv"],
-    ["--page", "x", "--data_dir", "y"],
-    ["--data_dir", "x", "--cover", "a", "--secret", "b"],
-    ["--data_dir", "x", "--steganalysis", "x"],
-    ["--cover", "a", "--secret", "b", "--steganalysis", "x"],
-    ["--data_dir", "x", "--steganalysis", "y", "--attacks"],
-    ["--data_dir", "x", "--pairs", "0"],
-    ["--data_dir", "x", "--rate", "high"],
-    ["--data_dir", "x", "--snr", "52", "nan"],
-    ["--data_dir", "x", "--snr", "-1"],
-    ["--data_dir", "x", "--seed", "-1"],
-    ["--data_dir", "x", "--seed", str(1 << 32)]])
+    "", "--cover a.wav", "--page x --cover a.wav", "--page x --csv t.csv",
+    "--data_dir x --cover a --secret b", "--data_dir x --steganalysis x",
+    "--cover a --secret b --steganalysis x", "--data_dir x --steganalysis y --attacks",
+    "--data_dir x --pairs 0", "--data_dir x --snr 52 nan", "--data_dir x --seed -1"])
 def test_contradicting_flags(words, capsys):
     with pytest.raises(SystemExit) as caught:
-        run(*words)
+        run(*words.split())
     error = capsys.readouterr().err
     assert caught.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1

@@ -1,6 +1,5 @@
 """The lattice: what comes out is what went in, on any machine, with every weight randomised."""
 
-import math
 import zlib
 
 import pytest
@@ -132,35 +131,19 @@ def test_the_snr_that_was_asked_for(model, files):
     assert 0.8 < lost < 1.5, "what the stego gains, the secret loses"
 
 
-def test_shaping_moves_noise_to_loud_places(model, files):
-    secret = pcm(4 * 16000, seed=8)
-    secret[:32000] *= 0.01
+@pytest.mark.parametrize("option, side", [("shaping", 0), ("masking", 1)])
+def test_options_move_noise_to_where_a_side_is_loud(shipped, files, option, side):
+    """Shaping the noise of the secret by the secret, masking that of the cover by the cover."""
+    pair = [pcm(4 * 16000, seed=seed) for seed in (8, 7)]
+    pair[side][:32000] = (pair[side][:32000] * 0.01 * 32768).round() / 32768
+    secret, cover = pair
     noise = []
-    for shaping in (0, 0.8):
-        hidden, *_ = files.hide(model, pcm(4 * 16000, seed=7), secret, snr=55, shaping=shaping)
-        error = files.reveal(model, hidden) - secret
-        noise.append(error[2000:30000].square().mean().sqrt().item())
+    for strength in (0.0, 0.8):
+        hidden, *_ = files.hide(shipped, cover, secret, snr=50, **{option: strength})
+        error = hidden - cover if side else files.reveal(shipped, hidden) - secret
+        quiet, loud = error[2000:30000], error[34000:]
+        noise.append((quiet.square().mean() / loud.square().mean()).sqrt().item())
     assert noise[1] < 0.7 * noise[0]
-
-
-def test_masking_moves_noise_to_where_the_cover_is_loud(model, files):
-    cover, secret = pcm(4 * 16000, seed=7), pcm(4 * 16000, seed=8)
-    cover[:32000] = (cover[:32000] * 0.01 * 32768).round() / 32768
-    noise = []
-    for masking in (0.0, 0.5):
-        r = files.hide(model, cover, secret, snr=40, masking=masking)[0] - cover
-        noise.append((r[2000:30000].square().mean() / r[34000:].square().mean()).sqrt().item())
-    assert 0.8 < noise[0] < 1.2 and noise[1] < 0.3
-
-
-def test_lossless_where_there_is_room(model, files):
-    cover, secret = pcm(4 * 16000, seed=9), pcm(4 * 16000, seed=10)
-    quiet = (secret / 50 * 32768).round() / 32768
-    hidden, _, secret_snr = files.hide(model, cover, quiet, snr=30)
-    assert torch.equal(files.reveal(model, hidden), quiet.double()) and secret_snr == math.inf
-    hidden, _, _ = files.hide(model, cover, secret, snr=30, depth=24)
-    revealed = files.reveal(model, hidden, depth=24)
-    assert torch.equal(revealed, secret.double()), "24 bits have room for 16"
 
 
 def test_what_two_channels_share_costs_bits_once(model, files):
@@ -192,21 +175,14 @@ def test_parts_stand_alone(model, files, monkeypatch, capfd):
     assert files.reveal(model, hidden).shape == (3,), "fewer samples than parts"
 
 
-def crafted(model, words, bands=256):
+def crafted(model, words):
     """A stego [T] as anyone can make it, with these words in the only part of its 32000 samples."""
     samples, cipher = (pcm(32000, seed=23) * 32768).int(), Cipher()
-    header = Header(len(samples), 32000, model.fingerprint(), bands, form=(16000, 1, 16))
+    header = Header(len(samples), 32000, model.fingerprint(), 256, form=(16000, 1, 16))
     part, = parts.parts_of(header)
     widths = torch.full((part.segments.stop,), 20)
     samples[part.samples] = write_words(words, samples[part.samples], widths, cipher, 0, 16)
     return torch.cat(list(sealed([samples], header, cipher))) / 32768, word_starts(widths)
-
-
-@pytest.mark.parametrize("bands", [0, 100, 65408])
-def test_header_with_impossible_bands_is_refused(model, files, bands):
-    hidden, _ = crafted(model, torch.arange(100), bands)
-    with pytest.raises(StegoError, match="not of a lattice"):
-        files.reveal(model, hidden)
 
 
 @pytest.mark.parametrize("where, expected", [
@@ -270,19 +246,10 @@ def test_what_was_cut_off_is_silent(model, files, capsys):
             files.reveal(model, hidden[:length], force=True)
 
 
-def test_every_change_is_noticed(model, files):
-    hidden, *_ = files.hide(model, pcm(16000, seed=13), pcm(16000, seed=14))
-    inner = torch.randint(DENSE.header_samples, 16000, (20,)).tolist()
-    header = range(0, DENSE.header_samples, 7)  # bits above the header's are under the seal
-    for place in [*header, *inner, *range(16000 - DENSE.seal_samples, 16000, 9)]:
-        with pytest.raises(StegoError, match="there is no secret|changed"):
-            files.reveal(model, changed(hidden, place))
-
-
-def test_a_stego_of_another_model_is_refused(model, files):
+def test_a_stego_of_another_model_is_refused(model, shipped, files):
     hidden, *_ = files.hide(model, pcm(16000, seed=13), pcm(16000, seed=14))
     with pytest.raises(StegoError, match="another model"):
-        files.reveal(randomised(1), hidden)
+        files.reveal(shipped, hidden)
     for samples in (pcm(16000, seed=13), hidden[1:], hidden[:100]):
         with pytest.raises(StegoError, match="no secret"):
             files.reveal(model, samples)
@@ -350,16 +317,6 @@ def test_without_the_key_there_is_nothing(shipped, files, fixed_nonce):
         wavinwav.lapped(x.double()[None], 256).flatten() for x in (secret, *decoded))
     assert likeness(right, expected) > 12
     assert all(x.abs().max() > 0 and likeness(x, expected) < 6 for x in wrong)
-
-
-def test_two_files_of_one_key_share_nothing(shipped, files):
-    secret = pcm(48000, seed=34)
-    covers = [pcm(48000, seed=seed) for seed in (35, 35, 36)]
-    residuals = [files.hide(shipped, cover, secret, snr=45, key="k")[0] - cover for cover in covers]
-    # Digits that another key stream fills move a sample up or down alike. One of the three passes 6
-    # in 1e-7 of all runs; a residual beside itself comes to 150.
-    for other in (*residuals[1:], secret):
-        assert likeness(residuals[0], other) < 6
 
 
 def test_a_key_hides_how_much_is_hidden(shipped, files):

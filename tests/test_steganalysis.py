@@ -25,7 +25,6 @@ def test_four_bits_are_detected_and_nothing_is_not():
     (name, four), (_, nothing) = table.items()
     assert name.startswith("LSB, 4 bits: ") and len(four) == 3
     assert all(seed["AUC"] > 0.9 and seed["accuracy"] > 0.8 for seed in four)
-    assert set(four[0]) >= {"with 8 pairs", "with 32 pairs", "stego SNR"}
     assert {seed["stego SNR"] for seed in nothing} == {np.inf}
     areas = np.array([seed["AUC"] for seed in nothing])
     assert np.abs(areas - 0.5).max() < 0.3 and abs(areas.mean() - 0.5) < 0.2
