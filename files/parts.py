@@ -22,7 +22,7 @@ from files.processes import bar, in_order
 from files.sound import FULL_SCALE, decibel, energy, note, to_pcm
 from wavinwav import LappedINN, Setting, lapped
 
-COVER_LEVEL, SECRET_LEVEL = -19, -16  # rms in dB of full scale, in the paper's network
+COVER_LEVEL, SECRET_LEVEL = -19, -11  # rms in dB of full scale, in the paper's network
 EXCERPT, EXCERPTS = 8192, 16  # frames, and how many of them decide the width of the INN's cells
 SEARCHED = 1 << 18  # frames in which cells are looked for, where the header is lost
 LEAST_SURE = 5  # standard deviations from chance that the found cells must be
