@@ -99,7 +99,7 @@ def detect_stegos(args, folder: str):
     pairs, rate = open_pairs(args)
     train_pairs = list(draw_pairs(find_audio(directory), args.train_pairs, args.seed, rate))
     say(f"pairs: {len(train_pairs)} for training, {len(pairs)} for the test, at {rate} Hz; 0.5 is "
-        "guessing; mean ± half of the 95 % interval over seeds")
+        "guessing; mean ± half of the 95 % interval over halves of the test")
     table = steganalysis.steganalysis(systems, train_pairs, pairs, rate, args.seed, folder)
     scores.print_table(table, steganalysis.COLUMNS)
     if args.csv:

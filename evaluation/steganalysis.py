@@ -4,20 +4,16 @@
     print_table(steganalysis(systems, train_pairs, test_pairs, 16000, seed=0), COLUMNS)
 
 The attacker has the program, its models and speech, but not the key. They hide secrets in covers,
-train detectors on these pairs, and classify recordings of other speakers: one decision for a whole
+train a detector on these pairs, and classify recordings of other speakers: one decision for a whole
 file of 3 to 5 s, from its samples alone. Half of the files are covers, the others stegos of other
-covers. Of two classifiers the one that does better on a fifth of the training pairs is trained
-again on all of them, and tested: an ensemble of Fisher's linear discriminants in random subspaces
-(Kodovsky, Fridrich and Holub, 2012), and ridge regression with a Gaussian kernel.
+covers. The detector is ridge regression with a Gaussian kernel on features of a file.
 
 Shapes: T samples, N files, D features, F frames. Samples are integer arrays [T], 1 LSB = 1.
 """
 
 import math
-import random
 import sys
 import tempfile
-from collections import Counter
 
 import numpy as np
 from tqdm import tqdm
@@ -26,14 +22,12 @@ from evaluation.baselines import System, is_lattice, lsb, opus, our_system, plus
 from evaluation.scores import mean_interval, samples, signal, write_pair
 from files import sound
 from files.command import StegoError
-from files.container import DENSE
 from files.processes import in_order
 
 KEY = "a key unknown to the detector"
 SEEDS = 3
 COLUMNS = {"stego SNR": 1, "accuracy": 3, "AUC": 3}
 MIN_SAMPLES = 1536  # that the features need
-SEGMENT = 512  # samples of a lattice's stego that share a noise level
 
 
 def systems_to_detect(models: dict, names: list[str] = ()) -> list[System]:
@@ -60,9 +54,9 @@ def systems_to_detect(models: dict, names: list[str] = ()) -> list[System]:
 def steganalysis(systems: list[System], train_pairs: list, test_pairs: list, rate: int, seed: int,
                  folder: str | None = None) -> dict[str, list[dict]]:
     """Accuracy and AUC of detectors: a table with a row for each system, one {score: value} for
-    each of SEEDS seeds, {} if the system hides too few of the pairs. Pairs are (cover, secret)
-    signals; temporary files are written in `folder`. Raises StegoError for pairs that are too
-    short."""
+    each of SEEDS ways to halve the test, {} if the system hides too few of the pairs. Pairs are
+    (cover, secret) signals; temporary files are written in `folder`. Raises StegoError for pairs
+    that are too short."""
     pairs = [*train_pairs, *test_pairs]
     if min(len(cover) for cover, _ in pairs) < MIN_SAMPLES:
         raise StegoError(f"detectors need files of {MIN_SAMPLES} samples; give a higher --rate")
@@ -83,45 +77,33 @@ def steganalysis(systems: list[System], train_pairs: list, test_pairs: list, rat
             return features(samples(paths["cover"])[0]), stegos
 
     covers, stegos = zip(*in_order(hide_all, range(len(pairs)), "pair"))
-
-    def detect_one(index):
-        hidden = {number: row[index] for number, row in enumerate(stegos) if row[index]}
+    table = {}
+    for system, column in zip(systems, zip(*stegos)):
+        hidden = [number for number, found in enumerate(column) if found]
         train = [number for number in hidden if number < len(train_pairs)]
         test = [number for number in hidden if number >= len(train_pairs)]
         if len(train) < 5 or len(test) < 2:
-            return systems[index].name, [{}]
-        files = covers, {number: values for number, (values, _) in hidden.items()}
-        names, scores = zip(*(detect(files, train, test, seed + i) for i in range(SEEDS)))
-        snrs = [hidden[number][1] for number in test]
+            table[system.name] = [{}]
+            continue
+        score = detector(np.stack([covers[number] for number in train]),
+                         np.stack([column[number][0] for number in train]))
+        negative = score(np.stack([covers[number] for number in test]))
+        positive = score(np.stack([column[number][0] for number in test]))
+        snrs = [column[number][1] for number in test]
         snr = math.inf if math.inf in snrs else mean_interval(snrs)[0]
-        return (f"{systems[index].name}: {Counter(names).most_common(1)[0][0]}",
-                [{"stego SNR": snr} | each for each in scores])
+        table[system.name] = [{"stego SNR": snr} | accuracy_and_auc(negative, positive, seed + i)
+                              for i in range(SEEDS)]
+    return table
 
-    return dict(in_order(detect_one, range(len(systems)), "detector"))
 
-
-def detect(files: tuple, train: list, test: list, seed: int) -> tuple[str, dict]:
-    """The name of the classifier that is best on the last fifth of the training pairs, and its
-    scores on the test pairs, trained on all training pairs. `files` are features [D] of covers and
-    of stegos by pair number. The test uses covers of a random half of the test pairs and stegos of
-    the other, then the other way round, and takes the means."""
-    rng = random.Random(seed)
-    train, test = (rng.sample(numbers, len(numbers)) for numbers in (train, test))
-    fifth, half = len(train) * 4 // 5, len(test) // 2
-
-    def pick(kind, numbers):  # [N, D]
-        return np.stack([files[kind][number] for number in numbers])
-
-    def scores_of(classifier, learned, covers, stegos):
-        score = trained(classifier, pick(0, learned), pick(1, learned), seed)
-        negative, positive = score(pick(0, covers)), score(pick(1, stegos))
-        return ((negative < 0).mean() + (positive >= 0).mean()) / 2, auc(negative, positive)
-
-    best = max((fisher, kernel), key=lambda classifier: scores_of(
-        classifier, train[:fifth], train[fifth:], train[fifth:])[1])
-    accuracy, area = np.mean([scores_of(best, train, test[:half], test[half:]),
-                              scores_of(best, train, test[half:], test[:half])], 0)
-    return best.__name__, {"accuracy": accuracy, "AUC": area}
+def accuracy_and_auc(negative: np.ndarray, positive: np.ndarray, seed: int) -> dict[str, float]:
+    """From the scores of covers and stegos of the same test pairs [N]: covers of a random half of
+    the pairs and stegos of the other half, then the other way round; means."""
+    order = np.random.default_rng(seed).permutation(len(negative))
+    one, other = order[:len(order) // 2], order[len(order) // 2:]
+    ways = [(negative[a], positive[b]) for a, b in ((one, other), (other, one))]
+    correct = [((covers < 0).mean() + (stegos >= 0).mean()) / 2 for covers, stegos in ways]
+    return {"accuracy": np.mean(correct), "AUC": np.mean([auc(*way) for way in ways])}
 
 
 def auc(negative: np.ndarray, positive: np.ndarray) -> float:
@@ -132,60 +114,31 @@ def auc(negative: np.ndarray, positive: np.ndarray) -> float:
     return (below + up_to).mean() / 2 / len(negative)
 
 
-# ---------------------------------------------------------------- classifiers
-
-def trained(classifier, covers: np.ndarray, stegos: np.ndarray, seed: int):
-    """Train a classifier on features [N, D] of pairs. Returns a function that scores features
-    [N, D] of files: [N], above 0 for stegos."""
+def detector(covers: np.ndarray, stegos: np.ndarray, ridge: float = 1e-4):
+    """Train on features [N, D] of pairs: ridge regression of ±1 with a Gaussian kernel as wide as
+    the median distance. Returns a function that scores features [N, D] of files: [N], above 0 for
+    stegos."""
     both = np.concatenate([covers, stegos])
     mean, deviation = both.mean(0), both.std(0)
     varies = deviation > 1e-8
 
-    def scaled(x):  # to mean 0 and deviation 1 on the training files, within ±4
-        return ((x - mean) * varies / np.where(varies, deviation, 1)).clip(-4, 4)
+    def scaled(files):  # to mean 0 and deviation 1 on the training files, within ±4
+        return ((files - mean) * varies / np.where(varies, deviation, 1)).clip(-4, 4)
 
-    score = classifier(scaled(covers), scaled(stegos), seed)
-    return lambda files: score(scaled(files))
+    def distance(files):
+        return ((files ** 2).sum(1)[:, None] + (x ** 2).sum(1) - 2 * files @ x.T).clip(0)
 
-
-def fisher(covers, stegos, seed, dimensions=200, learners=60, ridge=0.01):
-    """An ensemble of linear discriminants, each of randomly chosen features of [N, D] and of pairs
-    drawn with replacement. Returns a function that scores files: [N], above 0 for stegos."""
-    rng, size = np.random.default_rng(seed), covers.shape[1]
-    direction, offset = np.zeros(size), 0
-    for _ in range(learners):
-        some = rng.choice(size, min(dimensions, size), replace=False)
-        drawn = rng.integers(0, len(covers), len(covers))[:, None]
-        before, after = covers[drawn, some], stegos[drawn, some]
-        difference, middle = after.mean(0) - before.mean(0), (after.mean(0) + before.mean(0)) / 2
-        within = np.concatenate([before - before.mean(0), after - after.mean(0)])
-        scatter = within.T @ within / len(within) + ridge * np.eye(len(some))
-        normal = np.linalg.solve(scatter, difference)
-        normal /= np.sqrt(normal @ scatter @ normal) + 1e-12
-        direction[some] += normal
-        offset -= normal @ middle
-    return lambda x: (x @ direction + offset) / learners
-
-
-def kernel(covers, stegos, seed, ridge=1e-4):
-    """Ridge regression of ±1 with a Gaussian kernel as wide as the median distance. Returns a
-    function as `fisher` does."""
-    x = np.concatenate([covers, stegos])
-    sign = np.repeat([-1.0, 1.0], len(covers))
-
-    def distance(a):
-        return ((a ** 2).sum(1)[:, None] + (x ** 2).sum(1) - 2 * a @ x.T).clip(0)
-
+    x, sign = scaled(both), np.repeat([-1.0, 1.0], len(covers))
     width = np.median(distance(x)) + 1e-12
     weights = np.linalg.solve(np.exp(-distance(x) / width) + ridge * len(x) * np.eye(len(x)), sign)
-    return lambda a: np.exp(-distance(a) / width) @ weights
+    return lambda files: np.exp(-distance(scaled(files)) / width) @ weights
 
 
 # ---------------------------------------------------------------- features
 
 def features(x: np.ndarray) -> np.ndarray:
     """Features [D] of samples [T], at least MIN_SAMPLES."""
-    return np.concatenate([quiet(x), bits(x), floor(x), places(x)])
+    return np.concatenate([quiet(x), bits(x), floor(x)])
 
 
 def quiet(x: np.ndarray) -> np.ndarray:
@@ -268,24 +221,3 @@ def floor(x: np.ndarray, size: int = 512) -> np.ndarray:
     for some in np.array_split(power.sum(1).argsort(), 5):
         values += [np.percentile(decibels[some, size // 4:], (1, 10, 50))]
     return np.concatenate([np.ravel(value) for value in values])
-
-
-def places(x: np.ndarray) -> np.ndarray:
-    """Roughness of samples [T] (log magnitude of third differences): at both ends, where a lattice
-    puts header and seal, compared with the samples next to them; and of the smoothest and roughest
-    few samples of a segment compared with its mean, by loudness."""
-    rough = np.log2(1 + np.abs(np.diff(x, 3)))
-    values = []
-    for end, count in ((rough, DENSE.header_samples), (rough[::-1], DENSE.seal_samples)):
-        first, *others = np.array_split(end[:3 * count], 3)
-        for share in (0.25, 0.5, 0.75, 0.95):
-            at, *after = (np.quantile(some, share) for some in (first, *others))
-            values += [at, at - after[0], at - min(after)]
-    segments = rough[DENSE.header_samples:]
-    segments = segments[:len(segments) // SEGMENT * SEGMENT].reshape(-1, SEGMENT)
-    for some in np.array_split(segments[segments.mean(1).argsort()], (2, len(segments) // 4)):
-        if len(some):
-            values += list(np.quantile(some, (0.01, 0.03, 0.97, 0.99), 1).mean(1) - some.mean())
-        else:
-            values += 4 * [0.0]
-    return np.array(values)
