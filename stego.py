@@ -51,10 +51,19 @@ from files.command import (
     settle_streams,
     standard_output,
 )
-from files.container import Cipher, Damaged, Header, NoSecret, OtherModel, key_bytes
+from files.container import (
+    DENSE,
+    NOT_TEXT,
+    Cipher,
+    Damaged,
+    Header,
+    NoSecret,
+    OtherModel,
+    key_bytes,
+)
 from files.parts import load_model, method_of
 from files.secret import read_secret
-from files.sound import check_output, decibel, decode, note, placing, writing
+from files.sound import check_output, decibel, decode, note, placing, silence, writing
 from files.streams import standard_streams
 from wavinwav import LappedConfig
 
@@ -89,7 +98,7 @@ def hide(cover_path, secret_path, stego_path, model, snr=None, shaping=None, mas
     if cover_path == secret_path == "-":
         raise StegoError("cover and secret cannot both be the standard input")
     check_output(stego_path, overwrite)
-    cipher = Cipher(checked(key))
+    cipher = Cipher(key)
     snr = method.usual_snr if snr is None else snr
     with standard_streams([cover_path, secret_path], stego_path) as (inputs, stego_file, folder):
         cover = decode(inputs[0], cover_path, folder, depth)
@@ -133,17 +142,6 @@ def note_gain(sound):
              "scale")
 
 
-def checked(key):
-    """A key as bytes, or None. Raises StegoError."""
-    try:
-        return None if key is None else key_bytes(key)
-    except UnicodeError as error:
-        raise StegoError("the key is not text in UTF-8; type another, or give --key-file"
-                         ) from error
-    except ValueError as error:
-        raise StegoError("the key is empty; give a passphrase, or none") from error
-
-
 def check_numbers(method, snr, shaping, masking, depth):
     """None is the default of each. Raises StegoError for one that is out of range, or not for this
     model."""
@@ -175,7 +173,6 @@ def reveal(stego_path, secret_path, model, key=None, force=False, overwrite=Fals
         StegoError, with its cause: NoSecret (or another key), OtherModel, Damaged. Then nothing has
         been written.
     """
-    key = checked(key)
     check_output(secret_path, overwrite)
     method = method_of(model)
     with standard_streams([stego_path], secret_path) as ((stego_file,), secret_file, folder):
@@ -202,16 +199,17 @@ def read_header(method, path, name, folder, key, force):
     """The stego as a Sound, its header, and the cipher of the rest. The header is read first, so
     that no more of a file is decoded than it says, and verified unless `force` is set. Raises
     NoSecret, OtherModel, Damaged."""
-    first = decode(path, name, folder, whole=False, most=container.DENSE.header_samples)
-    if method.layout == container.DENSE:  # whose header comes after digital silence
-        loud = (first.read() >> 1).nonzero()
-        if not len(loud) or loud[0] + 2 * method.layout.header_samples > first.samples:
-            first = decode(path, name, folder, whole=False)
+    # A lattice's header comes after digital silence, of which a small FLAC can have hours.
+    silent = silence(path, name) if method.layout == DENSE else 0
     try:
+        if silent is None:
+            raise NoSecret("it is digital silence")
+        most = silent + DENSE.header_samples
+        first = decode(path, name, folder, whole=False, most=most)
         header, cipher = Header.read(
             first.read, first.samples, key, method.fingerprint(), method.layout)
     except NoSecret:
-        if not force or key is not None:  # the nonce is lost with the header
+        if not force or key is not None or method.layout == DENSE:  # the nonce is lost, or more
             raise
         stego = decode(path, name, folder, whole=False)
         if header := method.assumed_header(stego):
@@ -253,12 +251,11 @@ def read_key(args):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", getpass.GetPassWarning)
-            key = checked(getpass.getpass("key: "))
-            if args.command == "hide" and checked(getpass.getpass("key, again: ")) != key:
+            key = key_bytes(getpass.getpass("key: "))
+            if args.command == "hide" and key_bytes(getpass.getpass("key, again: ")) != key:
                 raise StegoError("the keys differ; type the same one twice")
     except UnicodeError as error:
-        raise StegoError("the key is not text in UTF-8; type another, or give --key-file"
-                         ) from error
+        raise StegoError(f"the key {NOT_TEXT}") from error
     except (EOFError, getpass.GetPassWarning) as error:
         raise StegoError("there is nobody to ask for a key; give --key-file") from error
     return key

@@ -4,16 +4,14 @@
 
 Header and seal are bytes in the lowest bits of samples, as a `Layout` says. A lattice, which leaves
 digital silence alone, has them where the cover begins and ends to sound; other models have no
-silence outside. A key enciphers the
-header and whatever a model asks the `Cipher` for. The seal, a keyed hash, covers every sample.
-Samples are integer tensors [n] on the CPU; two channels are interleaved.
+silence outside. A key enciphers the header and whatever a model asks the `Cipher` for. The seal, a
+keyed hash, covers every sample. Samples are int32 tensors [n] on the CPU; two channels are
+interleaved.
 """
 
-import ctypes
 import hashlib
 import hmac
 import os
-import random
 import struct
 import unicodedata
 import zlib
@@ -24,13 +22,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from files.command import StegoError
+
 MAGIC = b"WIW9"  # changes with anything that reveal must know, such as the size of parts
 FIELDS = struct.Struct(">4s5s5s5sIHBI")  # the magic word, and what `Header` has
 NONCE_BYTES, CHECK_BYTES, SEAL_BYTES = 16, 4, 16
 HEADER_BYTES = NONCE_BYTES + FIELDS.size + CHECK_BYTES
 READ_AT_ONCE = 1 << 16  # samples
 SCRYPT = dict(n=1 << 17, r=8, p=1, maxmem=1 << 28, dklen=32)  # 128 MiB, half a second (OWASP)
-SEGMENT_SECONDS = 0.02  # what `scramble` permutes
+NOT_TEXT = "is not text in UTF-8; type another, or give --key-file"
 
 
 class NoSecret(ValueError):
@@ -50,20 +50,15 @@ class Layout:
 
     byte_samples: int
 
+    def __init__(self):
+        self.header_samples = HEADER_BYTES * self.byte_samples
+        self.seal_samples = SEAL_BYTES * self.byte_samples
+
     def start(self, read: "Read", count: int) -> int:
         """Where the header of a stego of `count` samples begins."""
         return 0
 
-    @property
-    def header_samples(self) -> int:
-        return HEADER_BYTES * self.byte_samples
 
-    @property
-    def seal_samples(self) -> int:
-        return SEAL_BYTES * self.byte_samples
-
-
-@dataclass(frozen=True)
 class Sparse(Layout):
     """The lowest bit of every fourth sample."""
 
@@ -91,7 +86,6 @@ class Sparse(Layout):
         return marks
 
 
-@dataclass(frozen=True)
 class Coded(Layout):
     """Matrix embedding (Crandall 1998) with a Hamming code: four bits are the exclusive or of the
     numbers, 1 to 15, of those of 15 samples that are odd. To write four bits, at most one of the 15
@@ -159,7 +153,7 @@ def sounding(read: Read, count: int) -> tuple[int, int]:
 def key_bytes(key: str | bytes) -> bytes:
     """A passphrase in its normal form: NFC, UTF-8, line ends as \\n and none at the end. So it is
     one key however it is typed or saved; bytes that are not UTF-8 stay as they are. Raises
-    ValueError for an empty key, or text that is none."""
+    StegoError for an empty key, or text that is none."""
     if isinstance(key, bytes):
         try:
             key = key.decode("utf-8-sig")
@@ -167,14 +161,17 @@ def key_bytes(key: str | bytes) -> bytes:
             return key
     key = unicodedata.normalize("NFC", key).replace("\r\n", "\n").replace("\r", "\n").rstrip("\n")
     if not key:
-        raise ValueError("the key is empty: give a passphrase, or None for none")
-    return key.encode()
+        raise StegoError("the key is empty; give a passphrase, or none")
+    try:
+        return key.encode()
+    except UnicodeError as error:
+        raise StegoError(f"the key {NOT_TEXT}") from error
 
 
 class Cipher:
     """A stream cipher: SHAKE-256 over a key and a nonce, which is new for every stego. scrypt
     (RFC 7914) derives the key from a passphrase. Without one (None) the stream is public, and
-    hides nothing. Raises ValueError as `key_bytes` does."""
+    hides nothing. Raises StegoError as `key_bytes` does."""
 
     def __init__(self, key: str | bytes | None = None, nonce: bytes | None = None):
         self.keyed = key is not None
@@ -188,20 +185,18 @@ class Cipher:
         the beginning of another."""
         return hashlib.shake_256(self.root + self.nonce + purpose).digest(count)
 
-    def integers(self, purpose: bytes, count: int, dtype: torch.dtype) -> Tensor:
-        """`count` integers [count], uniform over the range of dtype."""
-        if not count:
-            return torch.zeros(0, dtype=dtype)
-        stream = self.stream(purpose, count * dtype.itemsize)
-        return torch.frombuffer(bytearray(stream), dtype=dtype)
+    def integers(self, purpose: bytes, count: int) -> Tensor:
+        """`count` integers, uniform over int32 [count]."""
+        stream = bytearray(self.stream(purpose, 4 * count))
+        return torch.frombuffer(stream, dtype=torch.int32) if count else torch.zeros(0).int()
 
     def words(self, purpose: bytes, count: int) -> Tensor:
         """`count` integers from 0 to 2 ** 32 - 1, int64 [count]."""
-        return self.integers(purpose, count, torch.int32).long() & 0xFFFFFFFF
+        return self.integers(purpose, count).long() & 0xFFFFFFFF
 
     def uniform(self, purpose: bytes, count: int) -> Tensor:
         """`count` numbers in [-0.5, 0.5], of 2 ** 32 levels, float32 [count]: a dither."""
-        return self.integers(purpose, count, torch.int32).float().mul_(2 ** -32)
+        return self.integers(purpose, count).float().mul_(2 ** -32)
 
     def seal(self):
         """A keyed hash (BLAKE2b). The digest over `bytes_of` all samples of a stego, with zeros
@@ -285,18 +280,12 @@ def sealed(pieces: Iterable[Tensor], header: Header, cipher: Cipher) -> Iterator
         position += len(piece)
         if position == header.stop:
             body, tail = piece[:-layout.seal_samples], piece[-layout.seal_samples:]
-            _hash(seal, body)
-            _hash(seal, layout.cleared(tail))
+            seal.update(bytes_of(body))
+            seal.update(bytes_of(layout.cleared(tail)))
             layout.write(tail, seal.digest())
         elif position < header.stop:
-            _hash(seal, piece)
+            seal.update(bytes_of(piece))
         yield piece
-
-
-def _hash(seal, samples: Tensor):
-    """Update a seal, by so few samples at once that no copy of all is made."""
-    for piece in samples.split(READ_AT_ONCE):
-        seal.update(bytes_of(piece))
 
 
 def verify(read: Read, count: int, header: Header, cipher: Cipher):
@@ -308,32 +297,14 @@ def verify(read: Read, count: int, header: Header, cipher: Cipher):
     layout, seal = header.layout, cipher.seal()
     last = header.stop - layout.seal_samples
     for start in range(0, last, READ_AT_ONCE):
-        _hash(seal, read(start, min(last, start + READ_AT_ONCE)))
+        seal.update(bytes_of(read(start, min(last, start + READ_AT_ONCE))))
     tail = read(last, header.stop)
-    _hash(seal, layout.cleared(tail))
+    seal.update(bytes_of(layout.cleared(tail)))
     intact = hmac.compare_digest(layout.read(tail), seal.digest())
     for start in range(header.stop, count, READ_AT_ONCE):  # behind the seal is digital silence
         intact = intact and not read(start, min(count, start + READ_AT_ONCE)).any()
     if not intact:
         raise Damaged("it was changed after it was made")
-
-
-def scramble(x: Tensor, key: int | str | bytes, sample_rate: int = 16000, invert: bool = False
-             ) -> Tensor:
-    """Permute the 20 ms segments of [..., T] by a key, section III-D of the paper, or back; a
-    shorter rest stays in place.
-
-    A listener no longer understands what is said, but an analyst can put the segments in order: it
-    is no cipher.
-    """
-    size = max(1, round(SEGMENT_SECONDS * sample_rate))
-    count = x.shape[-1] // size
-    order = list(range(count))
-    random.Random(key).shuffle(order)  # the same in all versions of Python, and on all machines
-    order = torch.tensor(order, dtype=torch.long, device=x.device)
-    segments, rest = x[..., :count * size].unflatten(-1, (count, size)), x[..., count * size:]
-    segments = segments[..., order.argsort() if invert else order, :]
-    return torch.cat([segments.flatten(-2), rest], -1)
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> int:
@@ -348,10 +319,7 @@ def fingerprint(tensors: Iterable[Tensor]) -> int:
 
 def bytes_of(integers: Tensor) -> memoryview:
     """Integers [n] as 4 bytes each, without a copy where they are int32."""
-    integers = integers.to(torch.int32).contiguous()
-    content = (ctypes.c_char * (4 * len(integers))).from_address(integers.data_ptr())
-    content.owner = integers  # which keeps the memory
-    return memoryview(content)
+    return integers.to(torch.int32).contiguous().numpy().data
 
 
 def _xor(a: bytes, b: bytes) -> bytes:

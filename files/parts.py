@@ -6,6 +6,7 @@ a secret. Pieces are worked on by as many processes as there are cores.
 
 import math
 import os
+import random
 import struct
 import zlib
 from dataclasses import asdict, replace
@@ -78,8 +79,7 @@ class NetworkMethod:
                       self.layout)
 
     def assumed_header(self, stego):
-        """What to assume where the header is lost: a secret as long as the stego."""
-        return Header(stego.samples, stego.frames, 0, 0, stego.channels, self.layout)
+        """What to assume where the header is lost; None if nothing can be revealed then."""
 
     def parts(self, sound, frames=None):
         """(index, first frame, last) of what is worked on at once: one part, or an even number of
@@ -177,14 +177,14 @@ class InnMethod(NetworkMethod):
         return self.model.split(x.mT)
 
     def assumed_header(self, stego):
-        """The same, and the cells in which the samples seem to lie. Raises NoSecret if none fit."""
-        header = super().assumed_header(stego)
-        header.setting, sure = find_code(self.model, self.read(stego, 0, SEARCHED))
+        """A secret as long as the stego, in the cells in which the samples seem to lie. Raises
+        NoSecret if none fit."""
+        setting, sure = find_code(self.model, self.read(stego, 0, SEARCHED))
         if sure < LEAST_SURE:
             raise NoSecret("there is no header, and no trace of a secret without a key")
         note(f"{stego.name} has no header; a secret is assumed, since its samples cluster by "
              f"{sure:.0f} standard deviations more than chance (at least {LEAST_SURE})")
-        return header
+        return Header(stego.samples, stego.frames, 0, setting, stego.channels, self.layout)
 
 
 def find_code(model, x):
@@ -204,7 +204,7 @@ def find_code(model, x):
     best = likely[together(likely, 128).argmax()]  # few frames may fit cells of half the width
     wider = best + torch.tensor([0.0, 256, 512])
     scores = together(wider, 256)
-    best = wider[scores > 0.7 * scores[0]][-1]  # as the whole may
+    best = wider[scores >= 0.7 * scores[0]][-1]  # as the whole may
     for width in (2.0, 0.25):
         near = best + torch.linspace(-width, width, 65)
         best = near[together(near, 512, 3.5).argmax()]
@@ -218,9 +218,10 @@ def find_code(model, x):
 
 
 class PaperMethod(NetworkMethod):
-    """Files with the paper's network: part by part. A key permutes 20 ms segments, the paper's
-    section III-D, in another order in each part; it enciphers only the header. The network works
-    best at the level of its training, so header.setting holds a gain in dB of cover and secret."""
+    """Files with the paper's network. A key permutes 20 ms segments, the paper's section III-D, in
+    another order in each part: no listener understands them, but an analyst can put them in order.
+    It enciphers only the header. The network works best at the level of its training, so
+    header.setting holds a gain in dB of cover and secret."""
 
     part = 1 << 18
 
@@ -248,7 +249,7 @@ class PaperMethod(NetworkMethod):
             index, start, stop = part
             x = self.read(cover, start, stop)
             y = self.read(secret, start, stop, x.shape[1]).expand_as(x) * gains[1]
-            y = self.scrambled(y, cipher, index, cover.rate)
+            y = scramble(y, cipher, index, cover.rate)
             stego = (self.model.hide(x * gains[0], y)[0] / gains[0] * limit).round()
             peak = max(stego.max().item() / (limit - 1), -stego.min().item() / limit)
             return stego.int().T.numpy(), peak
@@ -274,15 +275,23 @@ class PaperMethod(NetworkMethod):
         yield from stego.pieces(first, last)
         yield stego.read(last)
 
-    def scrambled(self, x, cipher, index, rate, invert=False):
-        """A part [channels, n] of the secret, permuted by the key, or back."""
-        if not cipher.keyed:
-            return x
-        return container.scramble(x, cipher.stream(b"segments %d\0" % index, 32), rate, invert)
-
     def reveal_part(self, header, cipher, index, x, whole, rate):
         """The secret of a part of a stego [channels, n], of which so many frames are there."""
         gains = self.gains(header)
         y = self.model.reveal(x * gains[0])[1] / gains[1]
         y[:, whole:] = 0
-        return self.scrambled(y, cipher, index, rate, invert=True)
+        return scramble(y, cipher, index, rate, invert=True)
+
+
+def scramble(x, cipher, index, rate, invert=False):
+    """Permute the 20 ms segments of a part [channels, n] by the key, if there is one, or back; a
+    shorter rest stays in place."""
+    size = max(1, round(0.02 * rate))
+    order = list(range(x.shape[-1] // size if cipher.keyed else 0))
+    key = cipher.stream(b"segments %d\0" % index, 32)
+    random.Random(key).shuffle(order)  # the same in all versions of Python, and on all machines
+    order = torch.tensor(order, dtype=torch.long)
+    segments, rest = x.tensor_split([len(order) * size], -1)
+    segments = segments.unflatten(-1, (len(order), size))
+    segments = segments[..., order.argsort() if invert else order, :]
+    return torch.cat([segments.flatten(-2), rest], -1)

@@ -164,6 +164,18 @@ def decode(path, name, folder, depth=None, mono=False, whole=True, most=None):
     return sound
 
 
+def silence(path, name):
+    """The frames of digital silence, 0 or 1 in 16 or 24 bits, with which a sound file begins; None
+    if there is nothing else in it. Raises StegoError."""
+    frames = 0
+    with open_audio(path, name) as file:
+        for x in _pieces(file, name, "float64"):
+            loud = ((x != 0) & (x != 2.0 ** -15) & (x != 2.0 ** -23)).any(1)
+            if loud.any():
+                return frames + int(loud.argmax())
+            frames += len(x)
+
+
 def resampled(sound, rate, length, folder):
     """A Sound at another rate, of at most `length` frames. The result does not depend on pieces."""
     common = math.gcd(sound.rate, rate)

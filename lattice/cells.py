@@ -117,7 +117,7 @@ def random_numbers(count: int, cipher: Cipher, part: int) -> tuple[Tensor, Tenso
     segment, [count] each; and what is added to each digit, modulo the width [count, 508]. Digits
     of the words themselves are not equally frequent, which a detector could count."""
     words = cipher.words(b"labels %d\0" % part, count)
-    dither = cipher.integers(b"digits %d\0" % part, count * (SEGMENT - LABEL), torch.int32)
+    dither = cipher.integers(b"digits %d\0" % part, count * (SEGMENT - LABEL))
     return words % len(WIDTHS), (words >> 16) % SEGMENT, dither.view(count, SEGMENT - LABEL)
 
 
