@@ -505,18 +505,19 @@ def load(path: str, device: str | torch.device = "cpu") -> PaperINN | LappedINN:
     with open(path, "rb") as file:
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
-            state = content["state_dict"]
-            with torch.device("meta"):  # where a crafted config takes no memory
-                model = build(content["config"])
-            if sum(x.numel() for x in state.values()) > file.seek(0, 2):
-                raise ValueError("a crafted tensor is larger than the file")
-            model.load_state_dict(state, assign=True)
+            config, state = content["config"], content["state_dict"]
+            wide = config["growth"] + config["bands"]
+            least = config.get("blocks", 0) * config.get("kernel", 0) * wide ** 2
+            if not least <= sum(x.numel() for x in state.values()) <= file.seek(0, 2):
+                raise ValueError("a crafted config or tensor would fill the memory")
+            model = build(config)
+            model.load_state_dict(state)
             if not all(x.isfinite().all() for x in state.values()):
                 raise ValueError("a weight is not finite")
         except Exception as error:  # a damaged file raises one of half a dozen types
             raise ValueError(f"{path} is not a network of this version (a lattice is for "
                              f"lattice.load), or is damaged") from error
-    return model.to(device, torch.get_default_dtype()).eval()
+    return model.to(device).eval()
 
 
 def _rows(model: nn.Module, shortest: int = 1, **waves: Tensor) -> list[Tensor]:

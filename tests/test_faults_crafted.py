@@ -111,6 +111,16 @@ def test_crafted_wav_headers(folder, place, number):
         assert code == 0 or err.startswith("error: ")
 
 
+@pytest.mark.parametrize("model", ["wavinwav", "lattice", "paper"])
+@pytest.mark.parametrize("force", [[], ["--force"]], ids=["", "force"])
+def test_silence_holds_nothing(folder, model, force):
+    """A FLAC of silence decodes to a thousand times its size, of which no more is written than
+    16 MiB with --force, and 1 MiB without."""
+    soundfile.write(folder / "out.flac", np.zeros((1 << 22, 2), np.int16), 44100)
+    refused(folder, ("reveal", "out.flac", "-o", "found.wav", "--model", model, *force),
+            "give a file as hide wrote it", largest=1 << (24 if force else 20))
+
+
 # ---------------------------------------------------------------- models that lie
 
 def crafted(path, model, config=None, **tensors):

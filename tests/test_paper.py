@@ -11,7 +11,7 @@ import stego
 from files import sound
 from files.command import StegoError
 from files.container import Cipher
-from files.parts import PaperMethod
+from files.parts import PaperMethod, scramble
 from helpers import ROOT, header_of
 
 EXAMPLES = [os.path.join(ROOT, "examples", f"{name}.wav") for name in ("cover", "secret")]
@@ -93,6 +93,19 @@ def test_a_key_permutes_each_part_anew(model, tmp_path, monkeypatch):
         assert len(order.unique()) > 0.6 * len(order), "most segments are recognised"
         for other in (torch.arange(len(order)), *orders[:i]):
             assert (order == other).double().mean() < 0.2
+
+
+def test_scramble():
+    """Segments of 20 ms, as in the paper; the rest stays."""
+    x, key = torch.arange(32077.0).repeat(2, 1), Cipher("key")
+    y = scramble(x, key, 0, 16000)
+    assert torch.equal(scramble(y, key, 0, 16000, invert=True), x)
+    segments = y[0, :32000].view(100, 320)
+    assert torch.equal(segments[:, 0].sort().values, torch.arange(0, 32000, 320.0))
+    assert torch.equal(segments - segments[:, :1], torch.arange(320.0).expand(100, 320))
+    assert torch.equal(y[:, 32000:], x[:, 32000:]) and torch.equal(y[0], y[1])
+    assert torch.equal(scramble(x[:, :100], key, 0, 16000), x[:, :100])
+    assert torch.equal(scramble(x, Cipher(), 0, 16000), x)
 
 
 def snr(reference, estimate):
