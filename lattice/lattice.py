@@ -31,7 +31,7 @@ from lattice.quantiser import BATCH, Quantised, Quantiser
 from wavinwav import lapped
 
 BLOCK_FRAMES = 256  # about, in a block, which can be decoded without the others
-MOST_BANDS = 8192  # of the lapped transform
+MOST_BANDS = 4096  # of the lapped transform
 FINEST_STEP, COARSEST_STEP = -64, 64 * 20
 RESIDUAL = 14  # the coder's class for what rounding leaves of a lossless secret's samples
 

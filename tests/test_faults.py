@@ -1,11 +1,14 @@
 """Every mistake gets one line that names the file and the remedy, and leaves nothing behind."""
 
+import contextlib
 import os
 import pickle
+import pty
 import random
 import re
 import shutil
 import signal
+import sys
 import time
 
 import numpy as np
@@ -17,7 +20,7 @@ import stego
 from files import checkpoint, sound
 from files.container import SPARSE
 from files.resample import resample
-from helpers import HIDE, INN, LATTICE, finish, launch, run_stego, voice
+from helpers import HIDE, INN, LATTICE, ROOT, finish, launch, run_stego, voice
 from wavinwav import Config, build
 
 
@@ -293,6 +296,22 @@ def test_one_line_for_every_fault(folder, tmp_path):
     after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert after == before, "nothing new, nothing changed"
     assert not os.listdir(tmp_path), "nor anything that was temporary"
+
+
+def test_a_typed_key_that_is_not_utf8(folder):
+    pid, terminal = pty.fork()
+    if not pid:
+        os.chdir(folder)
+        os.execv(sys.executable, [sys.executable, os.path.join(ROOT, "stego.py"), *HIDE, "--key"])
+    text = b""
+    with contextlib.suppress(OSError):  # at its end
+        while part := os.read(terminal, 1000):
+            text += part
+            if text.endswith(b"key: "):
+                os.write(terminal, b"\xff\xfe\n")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+    assert text == (b"key: error: the key is not text in UTF-8; type another, or give "
+                    b"--key-file\r\n")
 
 
 @pytest.mark.slow

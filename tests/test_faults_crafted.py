@@ -61,7 +61,7 @@ def test_crafted_headers(folder, model, fields, expected):
             refused(folder, words, expected)
 
 
-@pytest.mark.parametrize("model, setting", [(LATTICE, 0), (LATTICE, 65535), (LATTICE, 8320),
+@pytest.mark.parametrize("model, setting", [(LATTICE, 0), (LATTICE, 65535), (LATTICE, 4224),
                                             (INN, 0), (INN, 65535)], ids=str)
 def test_crafted_settings(folder, model, setting):
     craft(folder, model, setting=setting)

@@ -119,6 +119,30 @@ def test_covers_at_full_scale(tmp_path, kind, model, capsys):
         assert found[0] > found[1] - 3 or found[1] == math.inf
 
 
+@pytest.mark.parametrize("kind, rates, message", [
+    ("opposite phases", (16000, 16000), "error: nothing is left of secret.wav once it is mixed to"),
+    ("high", (8000, 44100), "note: secret.wav was brought to the 8000 Hz of cover.wav, which leaves"
+                            " an SNR of 4.8 dB"),
+    ("quiet cover", (16000, 16000), "note: stego.wav misses the SNR of 48 dB: cover.wav is too")])
+def test_what_is_lost_is_said(tmp_path, kind, rates, message):
+    """And the printed secret SNR is against the given file."""
+    x, y = (0.3 * voice(1, rate, rate) for rate in rates)
+    if kind == "opposite phases":
+        y = np.stack([y, -y], 1)
+    elif kind == "high":
+        tones = np.sin(np.arange(44100)[:, None] * 2 * np.pi * np.array([440, 9000]) / 44100)
+        y = tones @ [0.1, 0.1 / 2 ** 0.5]
+    else:
+        x *= 1e-3
+    soundfile.write(tmp_path / "cover.wav", x, rates[0])
+    soundfile.write(tmp_path / "secret.wav", y, rates[1])
+    code, out, err = run_stego(tmp_path, "hide", "cover.wav", "secret.wav", "-o", "stego.wav")
+    assert err.startswith(message) and len(err.splitlines()) == 1
+    assert (code, out != "") == ((1, False) if "error" in message else (0, True))
+    if kind == "high":
+        assert printed_snrs(out)[1] == pytest.approx(4.8, abs=0.1)
+
+
 def test_wavinwav_copied_alone_is_enough(tmp_path):
     """It needs torch and the standard library only."""
     nodes = list(ast.walk(ast.parse(open(os.path.join(ROOT, "wavinwav.py")).read())))
