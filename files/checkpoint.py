@@ -9,14 +9,19 @@ import contextlib
 import errno
 import glob
 import os
+import platform
 import re
+import shutil
 import stat
-import threading
+import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
 
 import torch
 from torch import nn
+
+from files.command import StegoError
 
 FORMAT = 2  # of model files
 
@@ -27,70 +32,57 @@ def replacing(path: str | os.PathLike, overwrite: bool = True) -> Iterator[str]:
     after a fault. Only its owner can read it until then, when it gets the mode of the file that it
     replaces. A link stays: the file that it leads to is replaced.
 
-    Raises FileExistsError at the end if there is a file and `overwrite` is not set.
+    Raises OSError at once if `path` cannot be written, and FileExistsError at the end if there is a
+    file and `overwrite` is not set.
     """
     path = os.path.realpath(path)
-    remove_stale(path)
-    temporary = temporary_name(path)
     umask = os.umask(0o077)  # which can only be read by setting it
     os.umask(umask)
+    mode = 0o666 & ~umask
+    with contextlib.suppress(FileNotFoundError):  # but not a name that is too long
+        mode = stat.S_IMODE(os.stat(path).st_mode)
+    file, temporary = tempfile.mkstemp(**temporary_name(path))
+    os.close(file)
     try:
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         yield temporary
-        mode = os.stat(path).st_mode if os.path.exists(path) else 0o666 & ~umask
-        os.chmod(temporary, stat.S_IMODE(mode))
-        if overwrite:
-            os.replace(temporary, path)
-        else:
-            _place(temporary, path)
+        os.chmod(temporary, mode)
+        if not overwrite:
+            open(path, "xb").close()  # of two processes that do so at once, one fails
+        os.replace(temporary, path)
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
 
 
 def check_writable(path: str | os.PathLike):
-    """Raises OSError if `replacing` could not write a file at `path`: a folder, a pipe or a device,
-    a name that is too long, a folder that takes no files. Leaves nothing."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise OSError(errno.EINVAL, "it is not a file", os.fspath(path))
-    with contextlib.suppress(FileNotFoundError):
-        os.stat(path)  # a name that is too long
-    open(temporary_name(path), "xb").close()
-    os.remove(temporary_name(path))
-
-
-def temporary_name(path: str | os.PathLike) -> str:
-    """For this thread to write what will be at `path`; `remove_stale` recognises it."""
-    return f"{_stem(path)}.{os.getpid()}-{threading.get_ident()}.tmp"
-
-
-def _stem(path: str | os.PathLike) -> str:
-    """A path whose name is short enough for an ending of 50 bytes more."""
-    folder, name = os.path.split(os.fspath(path))
-    while len(os.fsencode(name)) > 200:
-        name = name[:-1]
-    return os.path.join(folder, name)
-
-
-def _place(temporary: str, path: str):
-    """Rename a file. Of two processes that do so at once, one raises FileExistsError."""
+    """Raises StegoError if `replacing` could not write a file at `path`: a folder, a pipe or a
+    device, a name that is too long, a folder that takes no files. Leaves nothing."""
     try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError:  # the file system has no hard links
-        open(path, "xb").close()
-        os.replace(temporary, path)
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise OSError(errno.EINVAL, "it is not a file")
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(path)  # a name that is too long
+        tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))).close()
+    except OSError as error:
+        raise StegoError(f"{path} cannot be written ({error.strerror}); give another name"
+                         ) from error
 
 
-def remove_stale(path: str | os.PathLike):
-    """Remove the temporary files of processes that were killed before they replaced `path`."""
-    stem = _stem(path)
-    for temporary in glob.glob(glob.escape(stem) + ".*.tmp"):
-        number = re.fullmatch(r"\.(\d+)(-\d+)?\.tmp", temporary[len(stem):])
-        if number and not is_running(int(number[1])):
+def temporary_name(path: str | os.PathLike) -> dict[str, str]:
+    """How the names of this process's temporary files and folders for `path` begin and end, as
+    arguments of tempfile's functions. Those of processes of this machine that were killed are
+    removed."""
+    folder, name = os.path.split(os.path.realpath(path))
+    while len(os.fsencode(name)) > 200:  # of 255 that a name can have
+        name = name[:-1]
+    prefix = f"{name}.{zlib.crc32(platform.node().encode())}-"
+    for left in glob.glob(f"{glob.escape(prefix)}*.tmp", root_dir=folder):
+        process = re.match(r"\d+", left[len(prefix):])
+        if process and not is_running(int(process[0])):
+            left = os.path.join(folder, left)
             with contextlib.suppress(OSError):
-                os.remove(temporary)
+                (shutil.rmtree if os.path.isdir(left) else os.remove)(left)
+    return {"prefix": f"{prefix}{os.getpid()}-", "suffix": ".tmp", "dir": folder}
 
 
 def is_running(process: int) -> bool:

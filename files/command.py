@@ -9,7 +9,8 @@ import threading
 import time
 
 ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
-          if hasattr(signal, name)]
+          if hasattr(signal, name)
+          and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN]  # as under nohup
 
 
 class StegoError(Exception):
@@ -43,12 +44,11 @@ def settle_streams():
 
 
 def tell(text, stream):
-    """Print a line, ignoring a closed stream."""
+    """Print a line, ignoring a stream that is closed or full."""
     try:
         print(one_line(text), file=stream, flush=True)
     except OSError:
-        if stream is sys.stdout:
-            discard_output()
+        discard(stream)
 
 
 @contextlib.contextmanager
@@ -57,7 +57,7 @@ def standard_output(done=""):
     try:
         yield
     except OSError as error:
-        discard_output()
+        discard(sys.stdout)
         raise StegoError(f"{done}the standard output takes no more ({error.strerror})") from error
 
 
@@ -67,17 +67,21 @@ def say(text):
         print(text, flush=True)
 
 
-def discard_output():
-    """Point stdout at the null device, so that the flush at exit cannot fail."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+def discard(stream):
+    """Point a stream at the null device, so that the flush at exit cannot fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def note(text):
+    tell(f"note: {text}", sys.stderr)
 
 
 @contextlib.contextmanager
-def mistakes_in_one_line(*more):
-    """Exit with one line for what a user can mend: StegoError, and the types in `more`."""
+def mistakes_in_one_line():
+    """Exit with one line for what a user can mend."""
     try:
         yield
-    except (StegoError, *more) as error:
+    except StegoError as error:
         sys.exit(f"error: {one_line(error)}")
     except KeyboardInterrupt:
         sys.exit("error: interrupted")
@@ -90,24 +94,14 @@ def mistakes_in_one_line(*more):
         sys.exit(f"error: {path}: {error.strerror}; is there room, and the right to write?")
 
 
-def on_ending_signals(handler):
-    """Call handler(number, frame) at SIGINT, SIGTERM and SIGHUP, except those that the process was
-    started to ignore, as by nohup."""
-    for number in ENDING:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, handler)
-
-
 @contextlib.contextmanager
 def noting_signals():
-    """A list to which the numbers of ending signals are appended as they come. At the end, the
-    former handlers are put back. Outside the main thread, where Python has no signals, it stays
-    empty."""
+    """A list to which the numbers of ending signals are appended as they come. Outside the main
+    thread, where Python has no signals, it stays empty."""
     noted, former = [], {}
     if threading.current_thread() is threading.main_thread():
-        for number in ENDING:
-            if signal.getsignal(number) != signal.SIG_IGN:
-                former[number] = signal.signal(number, lambda number, _: noted.append(number))
+        former = {number: signal.signal(number, lambda number, frame: noted.append(number))
+                  for number in ENDING}
     try:
         yield noted
     finally:
@@ -126,23 +120,6 @@ def interrupt_on_signals():
             stopped.append(time.monotonic())
             raise KeyboardInterrupt
 
-    on_ending_signals(stop)
+    for number in ENDING:
+        signal.signal(number, stop)
     return stopped
-
-
-@contextlib.contextmanager
-def signals_deferred():
-    """Let ending signals wait until the end of the block."""
-    if threading.current_thread() is not threading.main_thread():  # where no handler runs
-        yield
-        return
-    noted = []
-    before = {number: signal.signal(number, lambda number, frame: noted.append(number))
-              for number in ENDING if signal.getsignal(number) != signal.SIG_IGN}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for number in noted:
-            signal.raise_signal(number)

@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 import torch
 from tqdm import tqdm
 
-from files.command import StegoError, signals_deferred
+from files.command import StegoError, noting_signals
 
 _work = None  # what a worker process does; it inherits it
 
@@ -52,12 +52,14 @@ def _in_processes(work, tasks, workers):
             for task in tasks:
                 if len(waiting) > workers:  # results that nobody takes would fill the memory
                     yield waiting.popleft().result()
-                with signals_deferred():  # what a handler raises in a fork is lost
+                with noting_signals() as noted:  # what a handler raises in a fork is lost
                     try:
                         waiting.append(pool.submit(_do, task))
                     except OSError as error:
                         raise StegoError(f"no process can be started ({error.strerror}); raise the "
                                          "limit, or end what else runs") from error
+                for number in noted:
+                    signal.raise_signal(number)
             while waiting:
                 yield waiting.popleft().result()
         except BaseException as error:

@@ -8,7 +8,6 @@ import errno
 import functools
 import math
 import os
-import sys
 import tempfile
 from dataclasses import dataclass
 
@@ -16,13 +15,14 @@ import numpy as np
 import soundfile
 import torch
 
-from files.checkpoint import replacing
-from files.command import StegoError, one_line
+from files.checkpoint import check_writable, replacing
+from files.command import StegoError, note
 from files.resample import resample
-from files.source import UNKNOWN, check_range, check_whole, open_audio
+from files.source import READ_AT_ONCE, check_whole, open_audio
 
 FULL_SCALE = 32768  # of 16-bit PCM: a file's sample n is n / FULL_SCALE in a model
-READ_AT_ONCE = 1 << 17  # samples
+SHORT = "PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW", "ALAC_16"  # encodings of 16 bits at most
+LONG = "PCM_24", "PCM_32", "ALAC_20", "ALAC_24", "ALAC_32"
 FORMATS = {".wav": "WAV", ".flac": "FLAC"}  # that keep samples as they are, 16 or 24 bits of them
 
 
@@ -75,92 +75,57 @@ class Sound:
         return sum(energy(x - y) for x, y in zip(self.pieces(), other.pieces()))
 
 
-def note(text):
-    print(f"note: {one_line(text)}", file=sys.stderr, flush=True)
-
-
 def read_audio(path, dtype="float32"):
     """All samples [T, channels] as numpy, and the rate in Hz. Raises StegoError for a file that is
     cut off or cannot be used."""
     with open_audio(path) as file:
-        check_whole(file, path)
-        samples = np.concatenate(list(_pieces(file, path, dtype)))
-        if samples.dtype.kind == "f":
-            check_range(samples, path)
-        return samples, file.samplerate
+        check_whole(file)
+        return np.concatenate(list(file.pieces(dtype))), file.samplerate
 
 
-def _pieces(file, name, dtype, most=None):
-    """The samples of a Reader, piece by piece [n, channels], until there are `most`. Raises
-    StegoError."""
-    frames = 0
-    try:
-        while len(x := file.read(READ_AT_ONCE, dtype, always_2d=True)):
-            yield x
-            frames += len(x)
-            if most and frames >= most:
-                break
-    except soundfile.LibsndfileError as error:
-        raise StegoError(f"{name} cannot be read to its end ({error}); it may be damaged"
-                         ) from error
-
-
-def decode(path, name, folder, depth=None, mono=False, whole=True, most=None):
+def decode(path, name, folder, depth=None, whole=True, most=math.inf):
     """Decode the sound file at `path`, named `name` in messages, into `folder`.
 
     depth: bits of the samples; None is 24 if the file has more than 16
-    mono: mix the channels to one
     whole: refuse a file that is cut off. Without it, the file may be a stego, and its depth is the
         one that its samples use.
     most: stop after about so many frames, READ_AT_ONCE more at most
 
-    Returns a Sound. Raises StegoError.
+    Returns a Sound. Raises StegoError, and OSError if the folder cannot hold it.
     """
     with (open_audio(path, name) as file,
           tempfile.NamedTemporaryFile(dir=folder, delete=False) as plain):
         if file.channels > 2:
             raise StegoError(f"{name} has {file.channels} channels, and one or two can be used; "
                              "mix it down first")
-        short = file.subtype in ("PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW", "ALAC_16")
-        exact = short or file.subtype in (
-            "PCM_24", "PCM_32", "ALAC_20", "ALAC_24", "ALAC_32")  # never beyond full scale
-        fine = not short and (exact or file.subtype in ("FLOAT", "DOUBLE"))
-        sound = Sound(name, plain.name, file.samplerate, 1 if mono else file.channels,
-                      depth=depth or (24 if fine else 16))
-        direct = short and sound.depth == 16 and sound.channels == file.channels
-        limit, used = 1 << (sound.depth - 1), 0  # used: bits
         if whole:
-            check_whole(file, name)
+            check_whole(file)
         if file.unfinished:
             note(f"{name} is an interrupted recording: its header has no length, so everything in "
                  "it is taken")
-        try:
-            if not exact:
-                with open_audio(path, name) as before:
-                    pieces = _pieces(before, name, "float64", most)
-                    peak = max((check_range(x, name) for x in pieces), default=0)
-                sound.gain = (limit - 1) / limit / peak if peak > 1 else 1.0
-            for x in _pieces(file, name, "int16" if direct else "float64", most):
-                if not direct:
-                    x = x.mean(1, keepdims=True) if mono else x
-                    x = (x * (sound.gain * limit)).round().clip(-limit, limit - 1)
-                    x = x.astype(sound.dtype)
-                x.tofile(plain)
-                sound.frames += len(x)
-                used |= 0 if whole else int(np.bitwise_or.reduce(x, axis=None))
-        except OSError as error:
-            raise StegoError(f"{folder} cannot hold {name} decoded ({error.strerror or error}); "
-                             "set TMPDIR to a folder with room") from error
-        expected = file.frames if file.frames < UNKNOWN else 0
-        if file.subtype in ("MPEG_LAYER_I", "MPEG_LAYER_II"):
-            expected -= 1152  # one frame: libsndfile guesses
-        if whole and sound.frames < expected:
+        short = file.subtype in SHORT
+        depth = depth or (24 if file.subtype in (*LONG, "FLOAT", "DOUBLE") else 16)
+        sound = Sound(name, plain.name, file.samplerate, file.channels, depth=depth)
+        limit, used = 1 << (depth - 1), 0  # used: bits
+        if not short and file.subtype not in LONG:  # it may exceed full scale
+            with open_audio(path, name) as before:
+                peak = max((np.abs(x).max() for x in before.pieces("float64", most)), default=0)
+            sound.gain = (limit - 1) / limit / peak if peak > 1 else 1.0
+        direct = short and depth == 16
+        for x in file.pieces("int16" if direct else "float64", most):
+            if not direct:
+                x = (x * (sound.gain * limit)).round().clip(-limit, limit - 1).astype(sound.dtype)
+            x.tofile(plain)
+            sound.frames += len(x)
+            used |= 0 if whole else int(np.bitwise_or.reduce(x, axis=None))
+        guessed = file.subtype in ("MPEG_LAYER_I", "MPEG_LAYER_II")  # the number of frames
+        if whole and sound.frames < file.frames and not guessed:
             raise StegoError(f"{name} is cut off: {sound.frames} of {file.frames} samples are "
                              "left; get the whole file, or convert what is left to WAV")
     if not sound.frames:
         raise StegoError(f"{name} has no samples; give a file with sound in it")
-    if not whole and sound.depth == 24 and not used & 255:
-        return decode(path, name, folder, 16, mono, whole, most)
+    if not whole and depth == 24 and not used & 255:
+        return decode(path, name, folder, 16, whole, most)
     return sound
 
 
@@ -200,14 +165,10 @@ def check_output(path, overwrite):
     if path != "-" and os.path.splitext(path)[1].lower() not in FORMATS:
         raise StegoError(f"{path}: only WAV and FLAC keep every sample as it is; "
                          "give a name that ends in .wav or .flac")
-    if os.path.isdir(path):
-        raise StegoError(f"{path} cannot be written: it is a folder")
-    if not os.path.isdir(os.path.dirname(os.path.realpath(path))):
-        raise StegoError(f"{path} cannot be written: there is no such folder")
+    if path != "-":
+        check_writable(path)
     if os.path.exists(path) and not overwrite:
         raise StegoError(f"{path} exists; give another name, or --overwrite")
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise StegoError(f"{path} cannot be written: it is a pipe or a device, not a file")
 
 
 @contextlib.contextmanager

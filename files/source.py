@@ -7,6 +7,7 @@ PAF of 8 or 16 bits store no length: there, a file that is cut off passes as who
 
 import contextlib
 import io
+import math
 import os
 import re
 import stat
@@ -18,28 +19,62 @@ import soundfile
 from files import mp3
 from files.command import StegoError
 
+READ_AT_ONCE = 1 << 17  # samples
 UNKNOWN = 1 << 62  # libsndfile's number of frames is larger where a FLAC header has none
 LARGEST = 16  # magnitude of samples, 24 dB above full scale; larger ones are on another scale
 _quiet_lock = threading.Lock()
 
 
 class Reader(soundfile.SoundFile):
-    """A sound file. `head`: its first bytes; `cut`: whether it is an MP3 file that is cut off;
-    `unfinished`: whether its header has no length because the recording was interrupted."""
+    """A sound file, called `label` in messages. `head`: its first bytes; `cut`: whether it is an
+    MP3 file that is cut off; `unfinished`: whether its header has no length because the recording
+    was interrupted."""
 
-    def __init__(self, raw, cut=False, unfinished=False):
-        self.raw, self.head, self.cut, self.unfinished = raw, raw.read(4096), cut, unfinished
+    def __init__(self, raw, label, cut=False, unfinished=False):
+        self.raw, self.label, self.cut, self.unfinished = raw, label, cut, unfinished
+        self.head = raw.read(4096)
         raw.seek(0)
         with quiet():
             super().__init__(raw)
 
     def seekable(self):
-        """No: else `read` would seek, which fails at the end of a FLAC of unknown length."""
+        """No: else `read` would also seek, each time."""
         return False
 
+    @contextlib.contextmanager
+    def _reading(self):
+        try:
+            with quiet() if self.subtype.startswith("MPEG") else contextlib.nullcontext():
+                yield
+        except soundfile.LibsndfileError as error:
+            raise StegoError(f"{self.label} cannot be read to its end ({error}); it may be damaged"
+                             ) from error
+
+    def seek(self, *args):
+        with self._reading():
+            return super().seek(*args)
+
     def read(self, *args, **kwargs):
-        with quiet() if self.subtype.startswith("MPEG") else contextlib.nullcontext():
-            return super().read(*args, **kwargs)
+        """Raises StegoError for what cannot be read, and for NaN, infinity, and samples so large
+        that they must be on another scale."""
+        with self._reading():
+            x = super().read(*args, **kwargs)
+        if x.dtype.kind == "f":
+            peak = np.abs(x).max(initial=0)
+            if not np.isfinite(peak):
+                raise StegoError(f"{self.label} has samples that are NaN or infinite; repair or "
+                                 "re-export it")
+            if peak > LARGEST:
+                raise StegoError(f"{self.label} has samples of {peak:.0f} times full scale; divide "
+                                 "them so that full scale is 1")
+        return x
+
+    def pieces(self, dtype, most=math.inf):
+        """The samples [n, channels], piece by piece, until there are `most`."""
+        frames = 0
+        while frames < most and len(x := self.read(READ_AT_ONCE, dtype, always_2d=True)):
+            yield x
+            frames += len(x)
 
     def close(self):
         super().close()
@@ -58,12 +93,19 @@ def open_audio(source, name=None):
     it is not a usable audio file."""
     name = name or source
     try:
-        file = Reader(source if hasattr(source, "read") else _open(source, name))
+        file = Reader(source if hasattr(source, "read") else _open(source, name), name)
         if file.subtype == "MPEG_LAYER_III":
-            file = Reader(*mp3.with_length(file.detach()))
+            raw, cut = mp3.with_length(file.detach())
+            file = Reader(raw, name, cut)
+        elif file.format == "FLAC" and file.frames > UNKNOWN:
+            count = sum(map(len, file.pieces("int16")))
+            at = file.head.index(b"fLaC") + 18  # of 28 bits of other fields, and 36 of the length
+            field = int.from_bytes(file.head[at:at + 8], "big") + count
+            head = file.head[:at] + field.to_bytes(8, "big")
+            file = Reader(mp3.copied(head, file.detach(), at + 8), name)
         elif not file.frames and (at := file.head.find(b"data\0\0\0\0")) >= 0:
             head = file.head[:at + 4] + b"\xff\xff\xff\xff"  # up to the end
-            file = Reader(mp3.copied(head, file.detach(), at + 8), unfinished=True)
+            file = Reader(mp3.copied(head, file.detach(), at + 8), name, unfinished=True)
     except FileNotFoundError as error:
         raise StegoError(f"{name} does not exist; give a sound file") from error
     except (soundfile.LibsndfileError, OSError) as error:
@@ -78,43 +120,21 @@ def open_audio(source, name=None):
 
 
 def _open(path, name):
-    kind = os.stat(path).st_mode
-    if stat.S_ISDIR(kind):
-        raise StegoError(f"{name} is a folder; give a sound file")
-    if not stat.S_ISREG(kind):
-        raise StegoError(f"{name} is a pipe or a device, not a file; give -, and pipe it into the "
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise StegoError(f"{name} is a folder, a pipe or a device; give a sound file, or - for the "
                          "standard input")
     return open(os.open(path, os.O_RDONLY), "rb")  # without a name, whose end soundfile would heed
 
 
-def length(file):
-    """Frames of a Reader, also of a FLAC whose header has no length."""
-    if file.frames < UNKNOWN:
-        return file.frames
-    place, low, high = file.raw.tell(), 0, 1 << 36  # FLAC's limit
-    while low < high:
-        middle = (low + high + 1) // 2
-        file.raw.seek(0)
-        probe = Reader(file.raw)  # a new one, as one whose seek has failed can never seek again
-        try:
-            probe.seek(middle - 1)
-            low = middle
-        except soundfile.LibsndfileError:
-            high = middle - 1
-        probe.detach()
-    file.raw.seek(place)
-    return low
-
-
-def check_whole(file, name):
+def check_whole(file):
     """Raises StegoError if audio is missing at the end of a Reader's file."""
     log = file.extra_info
     cut = file.cut or re.search("ile seems to be truncated|a truncated file", log)
     if file.format == "OGG":
         content = mp3.contents(file.raw)
         if len(re.findall(rb"OggS\0[\2\3\6\7]", content)) > 1:  # pages that begin a stream
-            raise StegoError(f"{name} holds several recordings, one after the other, of which only "
-                             "the first would be read; convert it to WAV")
+            raise StegoError(f"{file.label} holds several recordings, one after the other, of "
+                             "which only the first would be read; convert it to WAV")
         page = content[content.rfind(b"OggS"):].ljust(27, b"\0")
         cut = not page[5] & 4 or len(page) < 27 + page[26] + sum(page[27:27 + page[26]])
     sizes = re.findall(r"^ *(?:data|SSND|BODY|Data \w+) *:? (\d+) \(?should be (\d+)", log, re.M)
@@ -132,20 +152,8 @@ def check_whole(file, name):
         # Encoders that do not know the length write almost 2 ** 31 or 2 ** 32.
         cut = cut or claim > there and not 0x7FFFF000 <= claim < 1 << 32
     if cut:
-        raise StegoError(f"{name} is cut off: audio is missing at its end; get the whole file, or "
-                         "convert what is left to WAV")
-
-
-def check_range(x, name):
-    """The largest magnitude in a floating-point array, full scale 1. Raises StegoError for NaN,
-    infinity, and samples so large that they must be on another scale."""
-    peak = np.abs(x).max(initial=0)
-    if not np.isfinite(peak):
-        raise StegoError(f"{name} has samples that are NaN or infinite; repair or re-export it")
-    if peak > LARGEST:
-        raise StegoError(f"{name} has samples of {peak:.0f} times full scale; divide them so that "
-                         "full scale is 1")
-    return peak
+        raise StegoError(f"{file.label} is cut off: audio is missing at its end; get the whole "
+                         "file, or convert what is left to WAV")
 
 
 @contextlib.contextmanager

@@ -1,51 +1,26 @@
 """Standard streams in place of files, and the folder for temporary files."""
 
 import contextlib
-import glob
 import os
-import re
 import shutil
 import sys
 import tempfile
 
-from files.checkpoint import is_running
+from files.checkpoint import temporary_name
 from files.command import StegoError, standard_output
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
-
-def lock(file):
-    """Whether an open file is now locked, until it is closed. It is not if another process has
-    locked it, or files cannot be locked here."""
-    with contextlib.suppress(OSError, AttributeError):
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    return False
 
 
 @contextlib.contextmanager
 def private_folder():
-    """A temporary folder that only its owner can look into. Those of killed processes are removed
-    first; a lock shows that one is in use, even by a process in another container. Raises
-    StegoError."""
+    """A temporary folder that only its owner can look into. Raises StegoError if there is no place
+    for one, or no room in it."""
     try:
-        prefix = os.path.join(tempfile.gettempdir(), "wavinwav-")
-    except FileNotFoundError as error:
-        raise StegoError("there is no folder for temporary files; set TMPDIR to a folder with room"
-                         ) from error
-    for stale in glob.glob(glob.escape(prefix) + "*"):
-        process = re.match(r"\d+", stale[len(prefix):])
-        if process and not is_running(int(process[0])):
-            with (contextlib.suppress(OSError), open(os.path.join(stale, "lock"), "r+") as file):
-                if lock(file):
-                    shutil.rmtree(stale)
-    with tempfile.TemporaryDirectory(prefix=f"wavinwav-{os.getpid()}-") as folder:
-        with open(os.path.join(folder, "lock"), "w") as file:
-            lock(file)
+        name = temporary_name(os.path.join(tempfile.gettempdir(), "wavinwav"))
+        with tempfile.TemporaryDirectory(**name) as folder:
             yield folder
+    except OSError as error:
+        raise StegoError(f"temporary files cannot be written ({error.strerror or error}); set "
+                         "TMPDIR to a folder with room") from error
 
 
 @contextlib.contextmanager

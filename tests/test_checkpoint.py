@@ -37,11 +37,11 @@ def test_a_file_of_another_version_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["x" * 244 + ".pt", "ä" * 120 + ".pt"], ids=["ascii", "umlauts"])
 def test_the_longest_names(tmp_path, name):
-    (tmp_path / (name[:100] + ".1-2.tmp")).write_text("of another file")
-    stale = checkpoint.temporary_name(tmp_path / name).replace(f".{os.getpid()}-", ".4194999-")
-    open(stale, "w").close()
+    own = checkpoint.temporary_name(tmp_path / name)["prefix"] + "x.tmp"
+    (tmp_path / own.replace(f"-{os.getpid()}-", "-4194999-")).touch()  # of a process that is gone
+    (tmp_path / own).touch()
     checkpoint.save(Lattice(LatticeConfig(growth=1)), tmp_path / name)
-    assert sorted(os.listdir(tmp_path)) == sorted([name, name[:100] + ".1-2.tmp"])
+    assert sorted(os.listdir(tmp_path)) == sorted([name, own])
 
 
 @pytest.mark.parametrize("folder", [".", "elsewhere"])

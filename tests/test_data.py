@@ -9,6 +9,7 @@ import pytest
 import soundfile
 import torch
 
+from files.command import StegoError
 from helpers import TINY, metrics, train, voice
 from training import data
 
@@ -54,7 +55,7 @@ def test_crops_are_what_the_file_has(folder):
     stereo = folder.parent / "stereo.wav"
     soundfile.write(stereo, np.stack([x, -x], 1), 16000)
     assert data.read_crop(stereo, random.Random(0), 4000, 16000).abs().max() < 1e-4
-    with pytest.raises(data.Unusable):
+    with pytest.raises(StegoError):
         data.read_crop(folder / "missing.wav", random.Random(0), 4000, 16000)
 
 

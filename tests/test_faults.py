@@ -137,8 +137,8 @@ def revealing(name, *more):
 FAULTS = [
     (hiding("missing.wav"), "missing.wav does not exist"),
     (hiding(secret="missing.wav"), "missing.wav does not exist"),
-    (hiding("sub"), "sub is a folder; give a sound file"),
-    (hiding(secret="sub"), "sub is a folder; give a sound file"),
+    (hiding("sub"), "sub is a folder, a pipe or a device; give a sound file"),
+    (hiding(secret="sub"), "sub is a folder, a pipe or a device; give a sound file"),
     (hiding("empty.wav"), "empty.wav cannot be read as audio"),
     (hiding(secret="empty.wav"), "empty.wav cannot be read as audio"),
     (hiding("none.wav"), "none.wav has no samples"),
@@ -176,7 +176,7 @@ FAULTS = [
     (("hide", "cover.wav", "secret.wav", "-o", "precious.wav"),
      "precious.wav exists; give another name, or --overwrite"),
     (("hide", "cover.wav", "secret.wav", "-o", "nowhere/out.wav"),
-     "nowhere/out.wav cannot be written: there is no such folder"),
+     "nowhere/out.wav cannot be written .No such file or directory"),
     (("hide", "cover.wav", "secret.wav", "-o", "out.mp3"),
      "out.mp3: only WAV and FLAC keep every sample as it is; give a name"),
     (("hide", "cover.wav", "secret.wav", "-o", "out.ogg"), "out.ogg: only WAV and FLAC"),
@@ -279,7 +279,7 @@ FAULTS = [
      "precious.wav exists; give another name, or --overwrite"),
     (("reveal", "good.wav", "-o", "out.mp3"), "out.mp3: only WAV and FLAC"),
     (("reveal", "good.wav", "-o", "nowhere/out.wav"),
-     "nowhere/out.wav cannot be written: there is no such folder"),
+     "nowhere/out.wav cannot be written .No such file or directory"),
 ]
 
 
@@ -318,7 +318,7 @@ def test_a_typed_key_that_is_not_utf8(folder):
 def test_no_room_on_the_disk(folder):
     """For the decoded cover, or (when all but the last bytes fit) for the stego."""
     size = (folder / "cover.wav").stat().st_size
-    for largest, expected in ((5000, "cannot hold cover.wav decoded .* set TMPDIR"),
+    for largest, expected in ((5000, "temporary files cannot be written .*; set TMPDIR"),
                               (size - 40, "cannot be written|does not hold")):
         code, out, err = run_stego(folder, *HIDE, largest=largest)
         assert code == 1 and out == "" and len(err.splitlines()) == 1

@@ -20,7 +20,18 @@ import torch
 import stego
 from files import checkpoint
 from files.command import StegoError
-from helpers import HIDE, INN, LATTICE, ROOT, finish, launch, refused, voice, voices_in
+from helpers import (
+    HIDE,
+    INN,
+    LATTICE,
+    ROOT,
+    finish,
+    launch,
+    refused,
+    run_stego,
+    voice,
+    voices_in,
+)
 from helpers import run_inside as run
 from wavinwav import Config, build
 
@@ -116,8 +127,8 @@ def test_pipes_and_devices_do_not_hang(folder):
     os.mkfifo(folder / "pipe.wav")
     for name in ("pipe.wav", "/dev/zero", "/dev/null"):
         for pair in ((name, "secret.wav"), ("cover.wav", name)):
-            refused(folder, ("hide", *pair, "-o", "out.wav"), "is a pipe or a device")
-    refused(folder, (*HIDE[:3], "-o", "pipe.wav", "--overwrite"), "is a pipe or a device")
+            refused(folder, ("hide", *pair, "-o", "out.wav"), "a pipe or a device")
+    refused(folder, (*HIDE[:3], "-o", "pipe.wav", "--overwrite"), "it is not a file")
 
 
 @pytest.mark.parametrize("name", ["take.raw", b"t\xffke.wav", "t\nke.wav", "täke.wav", "-.wav"],
@@ -313,6 +324,24 @@ def test_force_is_silent_after_a_cut(folder, name, keyed, paper):
 
 
 # ---------------------------------------------------------------- limits of the machine
+
+NO_FOLDER = """
+import runpy, sys, tempfile
+tempfile._candidate_tempdir_list = lambda: ["/nowhere"]
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_no_folder_for_temporary_files(folder):
+    words = [sys.executable, "-c", NO_FOLDER, os.path.join(ROOT, "stego.py"), *HIDE]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == (
+        "error: No usable temporary directory found in ['/nowhere']; set TMPDIR to a folder with "
+        "room\n")
+    code, _, err = run_stego(folder, *HIDE, temporary="/nowhere")  # gone since it was found
+    assert code == 1 and err.startswith("error: temporary files cannot be written (No such file")
+
 
 def _hide(folder):
     return stego.hide(*(str(folder / f"{name}.wav") for name in ("cover", "secret", "out")),

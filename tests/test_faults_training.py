@@ -13,6 +13,7 @@ import torch
 
 import wavinwav
 from files import checkpoint
+from files.command import StegoError
 from helpers import INN, TINY, metrics, train, train_command, voice
 from train import main
 from training import data as data_module
@@ -115,9 +116,10 @@ def test_stale_temporary_files_are_removed(data, tmp_path):
     torch.save(content, tmp_path / "last.pt")
     gone = subprocess.Popen(["true"])
     gone.wait()
-    stale = [f"{name}.{gone.pid}{more}.tmp" for name in ("last.pt", "best.pt", "metrics.csv")
-             for more in ("", "-7")]
-    kept = ["notes.tmp", f"last.pt.{os.getpid()}.tmp"]  # of nobody, and of a process that runs
+    own = [f"{checkpoint.temporary_name(tmp_path / name)['prefix']}x.tmp"
+           for name in ("last.pt", "best.pt", "metrics.csv")]
+    stale = [name.replace(f"-{os.getpid()}-", f"-{gone.pid}-") for name in own]
+    kept = ["notes.tmp", *own]  # of nobody, and of a process that runs
     for name in stale + kept:
         (tmp_path / name).write_text("half")
     train("--data_dir", data, "--out_dir", tmp_path, "--resume", "--no_progress")
@@ -207,7 +209,7 @@ def test_an_infinite_sample_is_never_in_a_crop(tmp_path):
     x = voice(1, 16000, 0)
     x[5000] = np.inf
     soundfile.write(tmp_path / "inf.wav", x, 16000, subtype="FLOAT")
-    with pytest.raises(data_module.Unusable, match="NaN or infinite"):
+    with pytest.raises(StegoError, match="NaN or infinite"):
         data_module.usable_crop(tmp_path / "inf.wav", None, 16000, 16000, 0)
 
 

@@ -28,7 +28,7 @@ for name in dir(signal):
         delattr(signal, name)
 for name in ("alarm", "pthread_sigmask", "setitimer", "siginterrupt"):
     delattr(signal, name)
-ctypes.CDLL = no_library
+ctypes.CDLL, sys.platform = no_library, "another"
 os.environ["USERNAME"] = "user"
 sys.path.insert(0, os.getcwd())
 for command in sys.argv[1:]:

@@ -2,7 +2,6 @@
 
 import io
 import struct
-import tempfile
 
 import numpy as np
 import pytest
@@ -11,8 +10,7 @@ import soundfile
 from files import mp3
 from files.command import StegoError
 from files.sound import read_audio
-from files.source import check_range, length, open_audio
-from files.streams import private_folder
+from files.source import open_audio
 from helpers import run_inside, voice, voices_in
 
 RATE = 22050  # MPEG-2: 576 samples in a frame
@@ -51,10 +49,9 @@ def in_wav(content, rate=RATE, riff=None, behind=b""):
 
 
 def read(path):
-    """What read_audio gives of one channel, and what `length` says beforehand."""
+    """What read_audio gives of one channel, and the number of frames that is known beforehand."""
     with open_audio(path) as file:
-        count = length(file)
-    return read_audio(path)[0][:, 0], count
+        return read_audio(path)[0][:, 0], file.frames
 
 
 # ---------------------------------------------------------------- MP3
@@ -163,8 +160,8 @@ def test_flac_of_unknown_length(tmp_path, seconds):
     y, count = read(path)
     assert len(y) == count == len(x)
     with open_audio(path) as file:
-        assert length(file) == length(file) == len(x)
-        assert len(file.read(1 << 20)) == len(x), "after its length was found"
+        file.seek(len(x) - 100)
+        assert np.allclose(file.read(200), x[-100:], atol=1e-4)
     path.write_bytes(unknown_length(x, 16000)[:-30])
     with pytest.raises(StegoError, match="pipe.flac cannot be read to its end"):
         read_audio(path)
@@ -199,22 +196,11 @@ def test_joined_ogg_files_are_refused(tmp_path):
 def test_samples_that_are_refused(tmp_path, value, message):
     x = voice(1, 16000, 1)
     x[5000] = value
-    with pytest.raises(StegoError, match=message):
-        check_range(x, "x")
     folder = voices_in(tmp_path)
     soundfile.write(folder / "x.wav", x, 16000, "FLOAT")
     for words in (("x.wav", "secret.wav"), ("cover.wav", "x.wav")):
         code, _, err = run_inside(folder, "hide", *words, "-o", "out.wav")
         assert code == 1 and err.startswith("error: x.wav has samples") and message in err
-    assert check_range(np.array([-3.0, 2.0]), "x") == 3, "some recorders go beyond full scale"
-
-
-def test_no_folder_for_temporary_files(monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
-    with pytest.raises(StegoError, match="no folder for temporary files; set TMPDIR"):
-        with private_folder():
-            pass
 
 
 def test_an_mp3_from_a_pipe_is_hidden_to_its_end(tmp_path):

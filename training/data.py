@@ -25,17 +25,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from files.command import StegoError, one_line
 from files.resample import resample
-from files.source import check_range, length, open_audio
+from files.source import open_audio
 from training.processes import RANK, WORLD, stop
 
 SILENCE = 1e-5  # mean square, -50 dBFS: below, there is nothing to hide or to hide in
 TRIES = 20  # crops of a file that may be silent before it counts as silent
 PATIENCE = 100  # unusable files before the run ends
 OLDEST_DATASETS = "3.0"
-
-
-class Unusable(StegoError):
-    """Why a file or an item gives no crop."""
 
 
 class DataError(Exception):
@@ -77,8 +73,8 @@ def find_audio(folder):
     for path in sorted(first.values()):
         try:
             with open_sound(path) as sound:
-                files.append((path, length(sound), sound.samplerate))
-        except Unusable:
+                files.append((path, sound.frames, sound.samplerate))
+        except StegoError:
             bad.append(path)
     if bad and RANK == 0:
         names = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
@@ -88,37 +84,25 @@ def find_audio(folder):
 
 
 def open_sound(source):
-    """A files.source.Reader of a path, or of a file's bytes. Raises Unusable."""
-    try:
-        source = io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)
-        return open_audio(source, "it")
-    except StegoError as error:
-        raise Unusable(str(error)) from error
+    """A files.source.Reader of a path, or of a file's bytes. Raises StegoError."""
+    return open_audio(io.BytesIO(source) if isinstance(source, bytes) else source, "it")
 
 
 def read_crop(source, rng, samples, rate):
     """A crop that begins anywhere in a path or a file's bytes: mono, at `rate` Hz, float32
-    [samples], with zeros after the end of a shorter file. Raises Unusable."""
+    [samples], with zeros after the end of a shorter file. Raises StegoError."""
     with open_sound(source) as sound:
-        frames, need = length(sound), math.ceil(samples * sound.samplerate / rate)
-        try:
-            if frames > need:
-                sound.seek(rng.randrange(frames - need + 1))
-            x = sound.read(min(need, frames), dtype="float32", always_2d=True).mean(1)
-        except soundfile.LibsndfileError as error:
-            raise Unusable(f"it cannot be read to its end ({error})") from error
-        own_rate = sound.samplerate
-    try:
-        check_range(x, "it")
-    except StegoError as error:
-        raise Unusable(str(error)) from error
-    x = resample(torch.from_numpy(x), own_rate, rate)[:samples]
+        need = math.ceil(samples * sound.samplerate / rate)
+        if sound.frames > need:
+            sound.seek(rng.randrange(sound.frames - need + 1))
+        x = sound.read(min(need, sound.frames), dtype="float32", always_2d=True).mean(1)
+    x = resample(torch.from_numpy(x), sound.samplerate, rate)[:samples]
     return functional.pad(x, (0, samples - len(x)))
 
 
 def usable_crop(source, rng, samples, rate, gain, tilt=0.0):
     """A crop that is not silent, its level changed by up to `gain` dB, and `varied` if there is a
-    tilt. Raises Unusable."""
+    tilt. Raises StegoError."""
     for _ in range(TRIES):
         speed = 2 ** rng.uniform(-0.6, 0.6) if tilt else 1.0
         x = read_crop(source, rng, round(samples * speed), rate)
@@ -126,7 +110,7 @@ def usable_crop(source, rng, samples, rate, gain, tilt=0.0):
             x = varied(x, rng, samples, tilt) if tilt else x
             x = x * 10 ** (rng.uniform(-gain, gain) / 20)
             return x / x.abs().max().clamp_min(1) if tilt else x
-    raise Unusable("it is silent")
+    raise StegoError("it is silent")
 
 
 def varied(x, rng, samples, tilt):
@@ -164,7 +148,7 @@ class Pairs(Dataset):
             try:
                 path = self.files[chosen][0]
                 return usable_crop(path, rng, self.samples, self.rate, *self.change), chosen
-            except Unusable as error:
+            except StegoError as error:
                 problems.append(f"{path}: {error}")
         names = "; ".join(dict.fromkeys(problems[-3:]))
         raise DataError(f"no file to {self.purpose} on: {PATIENCE} in a row are unusable, the last "
@@ -221,7 +205,7 @@ class HubPairs:
                     crops.append(usable_crop(content(item), rng, self.samples, self.rate,
                                              *self.change))
                     excess = max(0, excess - 1)
-                except Unusable as error:
+                except StegoError as error:
                     problems.append(f"an item: {error}")
                     excess += 1
                     cause = problems[-1] if excess == 1 else cause
@@ -233,9 +217,9 @@ class HubPairs:
 
 
 def content(item):
-    """The path or the bytes of an item {"path": ..., "bytes": ...}. Raises Unusable."""
+    """The path or the bytes of an item {"path": ..., "bytes": ...}. Raises StegoError."""
     if not item or not (item["bytes"] or item["path"]):
-        raise Unusable("it is empty")
+        raise StegoError("it is empty")
     if item["bytes"] or "://" not in item["path"]:
         return item["bytes"] or item["path"]
     import fsspec

@@ -29,8 +29,6 @@ def claim(folder):
         if error.errno in (errno.EAGAIN, errno.EACCES):
             stop(f"{folder}: another run is at work in it; give another --out_dir")
     locks.append(lock)
-    for name in "last.pt", "best.pt", "metrics.csv":
-        checkpoint.remove_stale(os.path.join(folder, name))
 
 
 def refuse_another_run(folder):
