@@ -11,7 +11,7 @@ import soundfile
 from helpers import COVER, ROOT, SECRET, TINY, TINY_LATTICE, TINY_PAPER, voice
 
 WITHOUT = """
-import ctypes, os, runpy, signal, sys
+import ctypes, os, runpy, signal, sys, sysconfig
 import soundfile, torch, tqdm
 
 def no_library(name, *args, **kwargs):
@@ -28,7 +28,9 @@ for name in dir(signal):
         delattr(signal, name)
 for name in ("alarm", "pthread_sigmask", "setitimer", "siginterrupt"):
     delattr(signal, name)
-ctypes.CDLL, sys.platform = no_library, "another"
+ctypes.CDLL = no_library
+sysconfig.get_config_vars()  # which needs the name of the platform
+sys.platform = "another"
 os.environ["USERNAME"] = "user"
 sys.path.insert(0, os.getcwd())
 for command in sys.argv[1:]:
