@@ -64,6 +64,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
+    pytest.importorskip("torchaudio")
     folder = tmp_path_factory.mktemp("hub")
     (folder / "hubconf.py").write_text(HUB)
     return folder
