@@ -134,7 +134,7 @@ def silence(path, name):
     if there is nothing else in it. Raises StegoError."""
     frames = 0
     with open_audio(path, name) as file:
-        for x in _pieces(file, name, "float64"):
+        for x in file.pieces("float64"):
             loud = ((x != 0) & (x != 2.0 ** -15) & (x != 2.0 ** -23)).any(1)
             if loud.any():
                 return frames + int(loud.argmax())
