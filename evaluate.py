@@ -15,8 +15,6 @@ Shapes: T samples. Signals are float tensors [T] in [-1, 1).
 """
 
 import argparse
-import collections
-import importlib.util
 import math
 import os
 import random
@@ -51,8 +49,7 @@ EXAMPLES = [os.path.join(baselines.HERE, "examples", f"{name}.wav") for name in 
 def compare(args, folder: str):
     """Print the table of all systems, and the attacks on the models; `folder` is temporary."""
     pairs, rate = open_pairs(args)
-    say(f"pairs: {len(pairs)}, at {rate} Hz, scored on 16-bit files; "
-        "mean ± half of the 95 % interval")
+    say(f"pairs: {len(pairs)}, at {rate} Hz, as 16-bit files; mean ± half of the 95 % interval")
     models = baselines.load_models(args.model)
     systems = baselines.all_systems(models, args.snr)
     defaults = {label: baselines.our_system(model, label) for label, model in models.items()}
@@ -63,7 +60,7 @@ def compare(args, folder: str):
     def score(number):
         """Of one pair, {system: scores} and {attack: scores of all models}."""
         paths = scores.write_pair(tempfile.mkdtemp(dir=folder), *pairs[number], rate)
-        results, attacked = {}, collections.defaultdict(dict)
+        results, attacked = {}, {}
         for system in systems:
             torch.manual_seed(args.seed)
             results[system.name] = scores.score_pair(system, paths, not args.no_perceptual)
@@ -71,7 +68,8 @@ def compare(args, folder: str):
             seed = args.seed + 1000 * number
             left = attack_pair(model, defaults[label], paths, seed, not args.no_perceptual)
             for attack, values in left.items():
-                attacked[attack] |= {f"{label} {name}": x for name, x in values.items()}
+                values = {f"{label} {name}": x for name, x in values.items()}
+                attacked.setdefault(attack, {}).update(values)
         return results, attacked
 
     found = zip(*in_order(score, range(len(pairs)), "pair"))
@@ -97,8 +95,8 @@ def detect_stegos(args, folder: str):
     pairs, rate = open_pairs(args)
     train_pairs = list(draw_pairs(find_audio(directory), args.train_pairs, args.seed, rate))
     say(f"pairs: {len(train_pairs)} for training, {len(pairs)} for the test, at {rate} Hz; 0.5 is "
-        "guessing; mean ± half of the 95 % interval over halves of the test")
-    table = steganalysis.steganalysis(systems, train_pairs, pairs, rate, args.seed, folder)
+        "guessing; mean ± half of the 95 % interval over test pairs")
+    table = steganalysis.steganalysis(systems, train_pairs, pairs, rate, folder)
     scores.print_table(table, steganalysis.COLUMNS)
     if args.csv:
         scores.write_csv(args.csv, {"steganalysis": table})
@@ -109,9 +107,8 @@ def make_page(args):
     *voices, rate = own_pair(args.cover or EXAMPLES[0], args.secret or EXAMPLES[1])
     models = baselines.load_models(args.model, baselines.SHIPPED[:3])
     systems = [baselines.our_system(model, label) for label, model in models.items()]
-    perceptual = all(importlib.util.find_spec(name) for name in ("pesq", "pystoi"))
     size = write_page(args.page, *voices, rate, [*systems, baselines.lsb(6), baselines.opus(32)],
-                      perceptual and not args.no_perceptual)
+                      not args.no_perceptual)
     say(f"{os.path.join(args.page, 'index.html')}: {size / 1e6:.2f} MB in all")
 
 
@@ -197,7 +194,7 @@ def read_flags(argv=None) -> argparse.Namespace:
     flag("--rate", type=int, default=16000,
          help="rate in Hz that pairs of DIR are resampled to (default: 16000)")
     flag("--seed", type=int, default=0,
-         help="seed of pairs, noise and detectors (default: 0)")
+         help="seed of pairs and noise (default: 0)")
     flag("--no_perceptual", action="store_true",
          help="leave out PESQ, STOI and speaker similarity")
     flag("--attacks", action="store_true",
@@ -239,7 +236,7 @@ def check_before_work(args):
         page = os.path.join(page, "index.html")
     for path in filter(None, (args.plot, args.csv, page)):
         check_writable(path)
-    if not (args.no_perceptual or args.steganalysis or args.page):
+    if not (args.no_perceptual or args.steganalysis):
         scores.need("pesq", "pystoi")
         if not scores.speaker_encoder():
             sound.note("no speaker similarity: resemblyzer is not installed: "
