@@ -1,7 +1,6 @@
 """Faults of the world around: key files, inputs, outputs, streams, limits, signals."""
 
 import errno
-import functools
 import multiprocessing
 import os
 import signal
@@ -10,7 +9,6 @@ import struct
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -64,14 +62,6 @@ def test_key_files_that_are_refused(folder, content, expected):
     refused(folder, ("reveal", "cover.wav", "-o", "out.wav", "--key-file", name), expected)
 
 
-@pytest.mark.parametrize("key", ["", b""], ids=repr)
-def test_an_empty_key_is_an_error(folder, key):
-    model = stego.load_model(LATTICE)
-    for work in (functools.partial(stego.hide, "cover.wav"), stego.reveal):
-        with pytest.raises(StegoError, match="the key is empty"):
-            work("secret.wav", "out.wav", model, key=key)
-
-
 def test_key_files_that_are_one_key(folder):
     """A byte order mark and the end of the line do not count; everything else does."""
     long = b"k" * 65000
@@ -85,29 +75,6 @@ def test_key_files_that_are_one_key(folder):
 
 
 # ---------------------------------------------------------------- inputs
-
-CONTAINERS = [("WAV", None, "wav"), ("WAVEX", None, "wav"), ("RF64", None, "rf64"),
-              ("W64", None, "w64"), ("AIFF", None, "aiff"), ("AU", None, "au"),
-              ("FLAC", None, "flac"), ("OGG", "VORBIS", "ogg"), ("MP3", None, "mp3"),
-              ("NIST", None, "sph"), ("AVR", None, "avr"), ("MAT5", None, "mat"),
-              ("MPC2K", None, "snd"), ("PAF", "PCM_24", "paf"), ("WVE", None, "wve")]
-
-
-@pytest.mark.parametrize("form, subtype, ending", CONTAINERS, ids=[form for form, *_ in CONTAINERS])
-def test_cut_inputs(folder, form, subtype, ending):
-    """60 percent of a file is refused, and the whole of it is not."""
-    name = f"whole.{ending}"
-    soundfile.write(folder / name, np.tile(voice(1, 16000, 1), 5), 16000, subtype, format=form)
-    code, out, err = run(folder, "hide", name, "secret.wav", "-o", "out.wav")
-    assert code == 0 and "note" not in err
-    content = (folder / name).read_bytes()
-    (folder / f"cut.{ending}").write_bytes(content[:len(content) * 6 // 10])
-    for words in (("hide", f"cut.{ending}", "secret.wav"), ("hide", name, f"cut.{ending}")):
-        code, out, err = run(folder, *words, "-o", "other.wav")
-        assert code == 1 and out == "" and not (folder / "other.wav").exists()
-        assert err.splitlines()[-1].startswith(f"error: cut.{ending} ")
-        assert "is cut" in err or "cannot be read to its end" in err
-
 
 @pytest.mark.parametrize("sizes, noted", [
     ((0, 0), True), ((36, 0), True), ((-1, -1), False), (((1 << 31) - 1,) * 2, False)],
@@ -206,23 +173,6 @@ def started(folder, output="out.wav"):
     return pid, streams, found[0]
 
 
-def test_threads_write_one_file_each(folder):
-    """And one of two threads with the same output."""
-    model = stego.load_model(LATTICE)
-
-    def work(name):
-        try:
-            stego.hide(*(str(folder / file) for file in ("cover.wav", "secret.wav", name)), model)
-        except StegoError as error:
-            return str(error)
-
-    with ThreadPoolExecutor(3) as pool:
-        failed = list(filter(None, pool.map(work, ["a.wav", "a.wav", "b.wav"])))
-    assert len(failed) == 1 and "a.wav exists" in failed[0]
-    for name in ("a.wav", "b.wav"):
-        stego.reveal(str(folder / name), str(folder / f"found {name}"), model)
-
-
 def test_overwrite_keeps_mode_and_link(folder):
     (folder / "sub").mkdir()
     (folder / "sub" / "old.wav").write_text("old")
@@ -242,13 +192,6 @@ def test_overwrite_keeps_mode_and_link(folder):
     assert stat.S_IMODE(os.stat(folder / "new.wav").st_mode) == 0o640
 
 
-def test_overwrite_keeps_the_old_file_until_the_new_one_is_right(folder):
-    (folder / "out.wav").write_text("old")
-    code, _, err = run(folder, *HIDE, "--overwrite", largest=32044 - 40)
-    assert code == 1 and len(err.splitlines()) == 1
-    assert (folder / "out.wav").read_text() == "old"
-
-
 def test_rates_that_flac_has_not(folder):
     for rate in (65537, 700000):
         soundfile.write(folder / "cover.wav", voice(0.5, 16000, 1), rate)
@@ -266,10 +209,8 @@ def test_a_missed_snr_is_noted(folder):
 # ---------------------------------------------------------------- streams
 
 @pytest.mark.parametrize("words, redirection, code, expected", [
-    ("cover.wav -o out.wav", "2>&-", 0, ""), ("cover.wav -o out.wav", "<&-", 0, ""),
-    ("cover.wav -o out.wav", ">&-", 0, ""),
+    ("cover.wav -o out.wav", "<&- >&- 2>&-", 0, ""),
     ("cover.wav -o out.wav", ">/dev/full", 1, "out.wav is written (stego SNR"),
-    ("cover.wav -o -", "2>&- >piped.wav", 0, ""),
     ("cover.wav -o -", "<&- >piped.wav", 0, "-: stego SNR"),
     ("cover.wav -o -", ">&-", 1, "error: the standard output is closed"),
     ("cover.wav -o -", ">/dev/full", 1, "error: the standard output takes no more (No space left"),
@@ -278,7 +219,7 @@ def test_a_missed_snr_is_noted(folder):
     ("- -o out.wav", "<&-", 1, "error: the standard input is closed; give the name of a file"),
 ], ids=str)
 def test_closed_and_full_streams(folder, words, redirection, code, expected):
-    stereo = np.stack([voice(1, 16000, 2)] * 2, 1)
+    stereo = voice(1, 16000, 2)[:, None] * (1, 0.6)
     soundfile.write(folder / "secret.wav", stereo, 16000)  # which prints a note
     program = f"'{sys.executable}' '{os.path.join(ROOT, 'stego.py')}' hide"
     command = f"{program} {words.replace(' -o', ' secret.wav -o')} {redirection}"
@@ -302,8 +243,7 @@ def paper(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("keyed", [(), ("--key-file", "key")], ids=["plain", "keyed"])
-@pytest.mark.parametrize("name", ["INN", "paper"])
+@pytest.mark.parametrize("name, keyed", [("INN", ("--key-file", "key")), ("paper", ())])
 def test_force_is_silent_after_a_cut(folder, name, keyed, paper):
     (folder / "key").write_text("open sesame")
     x = np.tile(voice(1, 16000, 5), 35)
@@ -319,8 +259,7 @@ def test_force_is_silent_after_a_cut(folder, name, keyed, paper):
                    "secret is silent\n")
     found = soundfile.read(folder / "found.wav")[0]
     assert len(found) == 560_000 and found[:90_000].any()
-    if name == "INN" or not keyed:  # with a key, the paper's network permutes segments
-        assert not found[100_000:].any()
+    assert not found[100_000:].any()
 
 
 # ---------------------------------------------------------------- limits of the machine
