@@ -42,7 +42,6 @@ import codecs
 import getpass
 import math
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -56,21 +55,11 @@ from files.command import (
     settle_streams,
     standard_output,
 )
-from files.container import (
-    DENSE,
-    NOT_TEXT,
-    Cipher,
-    Damaged,
-    Header,
-    NoSecret,
-    OtherModel,
-    key_bytes,
-)
+from files.container import Cipher, Damaged, Header, NoSecret, OtherModel
 from files.parts import load_model, method_of
 from files.secret import read_secret
 from files.sound import check_output, decibel, decode, note, placing, silence, writing
 from files.streams import standard_streams
-from wavinwav import LappedConfig
 
 MOST_LOST = 100  # how many times longer a stego may have been than what is left of it
 MOST_KEY = 1 << 16  # bytes
@@ -110,9 +99,11 @@ def hide(cover_path, secret_path, stego_path, model, snr=None, shaping=None, mas
         if cover.samples < method.least_samples:
             raise StegoError(f"{cover_path} has {cover.samples} samples, too short to hide anything"
                              f" in; a cover needs at least {method.least_samples}")
-        note_gain(cover)
         secret, given, lost, unit = read_secret(inputs[1], secret_path, folder, cover)
-        note_gain(given)
+        for sound in cover, given:
+            if sound.gain < 1:
+                note(f"{sound.name} was turned down by {-20 * math.log10(sound.gain):.2f} dB, to "
+                     "full scale")
         header = method.header(cover, secret)
         header.form = cover.rate, cover.channels, cover.depth
         pieces = method.hide(header, cipher, cover, secret, snr, shaping, masking)
@@ -124,13 +115,12 @@ def hide(cover_path, secret_path, stego_path, model, snr=None, shaping=None, mas
                 except ValueError as error:
                     raise StegoError(f"{cover_path}: {error}") from error
             written = decode(temporary, stego_path, folder, cover.depth)
-            with ThreadPoolExecutor(1) as pool:
-                intact = pool.submit(container.verify, written.read, written.samples, header,
-                                     cipher)
-                noise = method.measure(header, cipher, written, secret)
-            if isinstance(intact.exception(), Damaged):
+            try:
+                container.verify(written.read, written.samples, header, cipher)
+            except Damaged as error:
                 raise StegoError(f"{stego_path} does not hold what was written to it; the disk may "
-                                 "be full or damaged") from intact.exception()
+                                 "be full or damaged") from error
+            noise = method.measure(header, cipher, written, secret)
             stego_snr = decibel(cover.energy, cover.distance(written))
     if snr is not None and stego_snr < snr - 1:
         note(f"{stego_path} misses the SNR of {snr:g} dB: {cover_path} is too quiet, too loud or "
@@ -139,12 +129,6 @@ def hide(cover_path, secret_path, stego_path, model, snr=None, shaping=None, mas
         note("with a key, nothing is left of the secret once the stego has changed, be it by a "
              "gain or MP3; without one, this model reveals such stegos with --force")
     return stego_snr, decibel(given.energy, lost + unit * noise)
-
-
-def note_gain(sound):
-    if sound.gain < 1:
-        note(f"{sound.name} was turned down by {-20 * math.log10(sound.gain):.2f} dB, to full "
-             "scale")
 
 
 def check_numbers(method, snr, shaping, masking, depth):
@@ -178,6 +162,7 @@ def reveal(stego_path, secret_path, model, key=None, force=False, overwrite=Fals
         StegoError, with its cause: NoSecret (or another key), OtherModel, Damaged. Then nothing has
         been written.
     """
+    key = None if key is None else container.key_bytes(key)
     check_output(secret_path, overwrite)
     method = method_of(model)
     with standard_streams([stego_path], secret_path) as ((stego_file,), secret_file, folder):
@@ -205,17 +190,17 @@ def read_header(method, path, name, folder, key, force):
     that no more of a file is decoded than it says, and verified unless `force` is set. Raises
     NoSecret, OtherModel, Damaged."""
     # A lattice's header comes after digital silence, of which a small FLAC can have hours.
-    silent = silence(path, name) if method.layout == DENSE else 0
+    silent = silence(path, name) if method.layout == container.DENSE else 0
     try:
         if silent is None:
             raise NoSecret("it is digital silence")
-        most = silent + DENSE.header_samples
+        most = silent + container.DENSE.header_samples
         first = decode(path, name, folder, whole=False, most=most)
         header, cipher = Header.read(
             first.read, first.samples, key, method.fingerprint(), method.layout)
     except NoSecret:
-        if not force or key is not None or method.layout == DENSE:  # the nonce is lost, or more
-            raise
+        if not force or key is not None or method.layout == container.DENSE:
+            raise  # what is needed is lost with the header
         stego = decode(path, name, folder, whole=False)
         if header := method.assumed_header(stego):
             return stego, header, Cipher()
@@ -256,11 +241,12 @@ def read_key(args):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", getpass.GetPassWarning)
-            key = key_bytes(getpass.getpass("key: "))
-            if args.command == "hide" and key_bytes(getpass.getpass("key, again: ")) != key:
+            key = container.key_bytes(getpass.getpass("key: "))
+            again = getpass.getpass("key, again: ") if args.command == "hide" else key
+            if container.key_bytes(again) != key:
                 raise StegoError("the keys differ; type the same one twice")
     except UnicodeError as error:
-        raise StegoError(f"the key {NOT_TEXT}") from error
+        raise StegoError(f"the key {container.NOT_TEXT}") from error
     except (EOFError, getpass.GetPassWarning) as error:
         raise StegoError("there is nobody to ask for a key; give --key-file") from error
     return key
@@ -275,15 +261,11 @@ def main(argv=None):
     hiding.add_argument("secret", metavar="SECRET",
                         help="sound file, no longer than the cover; brought to its rate, and to "
                              "one channel if it has one")
-    hiding.add_argument("-o", "--output", required=True, metavar="STEGO.wav",
-                        help="the stego file to write, WAV or FLAC")
     revealing = commands.add_parser("reveal", help="reveal the secret of a stego file")
     revealing.add_argument("stego", metavar="STEGO.wav", help="file that hide wrote")
-    revealing.add_argument("-o", "--output", required=True, metavar="SECRET.wav",
-                           help="the file to write, WAV or FLAC")
     hiding.add_argument("--snr", type=float, metavar="DB",
                         help="stego SNR in dB: a higher one leaves the secret less quality "
-                             f"(default: {LappedConfig.stego_snr:g}, a lattice 52)")
+                             "(default: 48, a lattice 52)")
     hiding.add_argument("--shaping", type=float, metavar="X",
                         help="lattice models: 0 gives the secret the best SNR, up to 1 moves its "
                              "noise to where it is loud, for the ear (default: the more, the fewer "
@@ -297,10 +279,12 @@ def main(argv=None):
                              "(default: 24 if the cover has more than 16)")
     revealing.add_argument("--force", action="store_true",
                            help="reveal what is left in a file that was changed")
-    for command in (hiding, revealing):
+    for command, output in (hiding, "STEGO.wav"), (revealing, "SECRET.wav"):
+        command.add_argument("-o", "--output", required=True, metavar=output,
+                             help="the file to write, WAV or FLAC")
         command.add_argument("--model", metavar="MODEL", default="wavinwav",
                              help="the model, the same for hide and reveal: wavinwav, lattice, "
-                                  "robust, or a file (default: wavinwav)")
+                                  "paper, robust, or a file (default: wavinwav)")
         keys = command.add_mutually_exclusive_group()
         keys.add_argument("--key", action="store_true",
                           help="ask for a passphrase, without which nothing can be revealed")
