@@ -33,8 +33,9 @@ def read_secret(path, name, folder, cover):
     if left < LEAST_LEFT and given.energy:
         raise StegoError(f"nothing is left of {name} once it is {' and '.join(reasons)}; take "
                          "another cover, or change the secret")
-    if given.energy and (left < NOTED or mono and lost):
-        note(f"{name} was {' and '.join(reasons)}, which leaves an SNR of {left:.1f} dB")
+    if mono or left < NOTED and given.energy:
+        leaves = f", which leaves an SNR of {left:.1f} dB" if lost else ""
+        note(f"{name} was {' and '.join(reasons)}{leaves}")
     channels = given.channels / secret.channels
     return secret, given, lost, given.rate / cover.rate * channels * 4.0 ** (given.depth - 16)
 
