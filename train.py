@@ -40,11 +40,19 @@ from tqdm import tqdm
 import wavinwav
 from discriminator import Adversary
 from files import checkpoint
-from files.command import noting_signals, settle_streams, tell
+from files.command import noting_signals, tell
 from training import data, noise
 from training.flags import Common, check, read
 from training.losses import LappedObjective, Objective, recompute, term_names
-from training.processes import RANK, WORLD, stop, sum_of_all
+from training.processes import (
+    RANK,
+    WORLD,
+    first_process_first,
+    run,
+    set_up,
+    stop,
+    sum_of_all,
+)
 from training.record import Record, claim, refuse_another_run
 from wavlm_loss import WavLMLoss
 
@@ -141,7 +149,7 @@ PRESETS = {
 DEFAULTS = {preset: asdict(NETWORKS[preset]()) | PRESETS[preset] for preset in PRESETS}
 LONGEST_WINDOW = 2048  # samples, of the STFTs; that of the losses is half reflected at both ends
 MOST_SKIPPED = 20  # steps in a row
-EXPLODED = 1000  # times the first loss
+EXPLODED = 1e6  # a loss that is larger than any that learns
 
 
 def useful(flags):
@@ -185,38 +193,6 @@ def learning_rate(step, flags):
     return flags.lr * 0.1 ** int(4 * done)
 
 
-def set_up(flags):
-    """-> the device of this process, the precision of the subnets, and its autocast context."""
-    local = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if WORLD > 1 else "cuda"
-    try:
-        device = torch.device(flags.device or (local if torch.cuda.is_available() else "cpu"))
-        if device.type == "cuda" and device.index is not None:
-            torch.cuda.set_device(device)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        stop(f"--device {flags.device} cannot be used: {str(error).splitlines()[0]}")
-    if WORLD > 1 and not distributed.is_initialized():
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    precision = flags.amp
-    if precision == "auto":
-        best = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-        precision = best if device.type == "cuda" else "fp32"
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    return device, precision, partial(torch.autocast, device.type, dtype, dtype is not None)
-
-
-def load_wavlm(flags, rate, device):
-    """The WavLM objective, if it has a weight. The first process downloads it for the others."""
-    wavlm = None
-    if flags.wavlm_weight:
-        if RANK > 0:
-            distributed.barrier()
-        wavlm = WavLMLoss(flags.wavlm_source, None, flags.wavlm_distance, rate, device)
-        if RANK == 0 and WORLD > 1:
-            distributed.barrier()
-    return wavlm
-
-
 def make_model(flags, resumed):
     """The network before the first step, or as it was in the checkpoint that is resumed."""
     source = flags.robust_from or flags.init_from
@@ -254,15 +230,15 @@ def main(argv=None):
         error("every loss has the weight 0")
     last_path, best_path = (os.path.join(flags.out_dir, name) for name in ("last.pt", "best.pt"))
     state = resumed["training"] if resumed else dict(
-        step=0, used=[0], best=-math.inf, first_loss=None, unusable=0, reason="")
-    first_step, best, first_loss = state["step"], state["best"], state["first_loss"]
+        step=0, used=[0], best=-math.inf, unusable=0, reason="")
+    first_step, best = state["step"], state["best"]
     if first_step >= flags.steps:
         if RANK == 0:
             tell(f"{last_path} has all its {flags.steps} steps: give --steps with more", sys.stdout)
         return
     if not resumed:
         refuse_another_run(flags.out_dir)
-    device, precision, amp = set_up(flags)
+    device, precision, amp = set_up(flags.device, flags.amp)
 
     # the network, the data, the losses, and what trains them
     torch.manual_seed(flags.seed)
@@ -277,8 +253,12 @@ def main(argv=None):
         train_pairs, val_pairs, about = data.open_data(flags, rate, samples)
         count = math.ceil(flags.val_pairs / flags.batch_size / WORLD)
         val_set = list(data.batches(val_pairs, flags.batch_size, 0, count, workers=0))
+        wavlm = None
+        if flags.wavlm_weight:
+            with first_process_first():  # it downloads the weights for the others
+                wavlm = WavLMLoss(flags.wavlm_source, None, flags.wavlm_distance, rate, device)
         objective = (LappedObjective if flags.preset == "lapped" else Objective)(
-            model, flags.seed, amp, flags.noise, load_wavlm(flags, rate, device), flags.snr_ceiling)
+            model, flags.seed, amp, flags.noise, wavlm, flags.snr_ceiling)
         if not (resumed or flags.init_from or flags.robust_from):
             objective.initialise(train_pairs)
         if flags.recompute:
@@ -330,8 +310,8 @@ def main(argv=None):
         *places, bad = sum_of_all(places).tolist()
         if RANK == 0:
             checkpoint.save(model, last_path, training=dict(
-                flags=asdict(flags), step=step, used=places, best=best, first_loss=first_loss,
-                unusable=bad, reason=reason, skipped=skipped.cpu(), window=sums,
+                flags=asdict(flags), step=step, used=places, best=best, unusable=bad,
+                reason=reason, skipped=skipped.cpu(), window=sums,
                 optimiser=optimiser.state_dict(), scaler=scaler.state_dict(),
                 averaged=averaged.state_dict() if flags.average else None,
                 adversary=adversary and adversary.state_dict()))
@@ -342,7 +322,6 @@ def main(argv=None):
     loader = data.batches(train_pairs, flags.batch_size, used, remaining, flags.workers)
     bar = tqdm(total=flags.steps, initial=first_step, dynamic_ncols=True,
                disable=flags.no_progress or RANK > 0)
-    validated = [math.nan] * len(objective.scores)
     with noting_signals() as signals:
         for step in range(first_step, flags.steps):
             try:
@@ -410,29 +389,27 @@ def main(argv=None):
                     stop(f"{in_a_row:.0f} steps in a row were skipped, up to step {done}, since "
                          "their gradient was not finite or too large: try a lower --lr, other "
                          "weights of the losses, or --amp fp32")
-                if first_loss is None and math.isfinite(means[0]):
-                    first_loss = means[0]
-                if abs(means[0]) > EXPLODED * max(1, abs(first_loss or 0)):
-                    stop(f"the loss has exploded, from {first_loss:.3g} to {means[0]:.3g} at step "
-                         f"{done}: try a lower --lr, or --spike 5")
+                if abs(means[0]) > EXPLODED:
+                    stop(f"the loss has exploded, to {means[0]:.3g} at step {done}: try a lower "
+                         "--lr, or --spike 5")
                 bad = sum_of_all(torch.tensor(unusable)).item()
                 row = dict(zip(measured, means), step=done, lr=rate_now, skipped=total,
                            unusable=bad)
                 if done % flags.val_every == 0 or done == flags.steps:
                     totals, sounds = objective.validate(val_set, device, averaged)
-                    *validated, pairs_ = sum_of_all(totals).tolist()
-                    validated = [x / pairs_ for x in validated]
-                    row |= {f"val_{name}": x for name, x in zip(objective.scores, validated)}
-                    if sum(validated) > best:
-                        best = sum(validated)
+                    *totals, count = sum_of_all(totals).tolist()
+                    row |= {f"val_{name}": total / count
+                            for name, total in zip(objective.scores, totals)}
+                    if sum(totals) / count > best:
+                        best = sum(totals) / count
                         if RANK == 0:
                             checkpoint.save(averaged, best_path)
                     if RANK == 0:
                         record.sounds(done, sounds, rate)
                 if RANK == 0:
                     record.row(row)
-                    now = [row[name] for name in objective.scores]
-                    bar.set_postfix_str(f"{in_words(now)}, validation {in_words(validated)}")
+                    bar.set_postfix_str(", ".join(f"{name} {row[name]:.1f}"
+                                                  for name in objective.scores))
             if done % flags.save_every == 0 or done == flags.steps:
                 save(done)
     bar.close()
@@ -442,22 +419,11 @@ def main(argv=None):
         record.finish()
         if bad:
             tell(f"{bad} files or items could not be used, the first: {reason}", sys.stderr)
-        tell(f"done: {best_path} is the best model, {in_words(validated)} in the last validation",
-             sys.stdout)
+        tell(f"done: {best_path} is the best model, stego {row['val_stego_snr']:.1f} dB, secret "
+             f"{row['val_secret_snr']:.1f} dB in the last validation", sys.stdout)
     if WORLD > 1:
         distributed.destroy_process_group()
 
 
-def in_words(scores):
-    return f"stego {scores[0]:.1f} dB, secret {scores[1]:.1f} dB"
-
-
 if __name__ == "__main__":
-    settle_streams()
-    try:
-        main()
-    except KeyboardInterrupt:  # before the first step
-        stop("interrupted")
-    except OSError as error:
-        stop(f"{error.filename or 'metrics.csv'}: {error.strerror}; is there room, and the right "
-             "to write?")
+    run(main)

@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 import wavinwav
 from files import checkpoint
-from files.command import noting_signals, settle_streams, tell
+from files.command import noting_signals, tell
 from lattice import lattice
 from training import data, noise
 from training.flags import Common, check, read
-from training.processes import stop
+from training.processes import run, stop
 from training.record import Record, claim, refuse_another_run
 
 FULL_SCALE = 32768  # of 16-bit PCM
@@ -176,11 +176,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    settle_streams()
-    try:
-        main()
-    except KeyboardInterrupt:  # before the first step
-        stop("interrupted")
-    except OSError as error:
-        stop(f"{error.filename or 'metrics.csv'}: {error.strerror}; is there room, and the right "
-             "to write?")
+    run(main)

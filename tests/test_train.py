@@ -246,7 +246,7 @@ def test_many_skipped_steps_end_the_run(data, tmp_path):
 
 
 def test_an_exploded_loss_ends_the_run(data, tmp_path):
-    assert "the loss has exploded, from" in refused(
+    assert "the loss has exploded, to" in refused(
         "--data_dir", data, *TINY_PAPER, "--steps", 400, "--lr", 0.03, "--clip", 1e9, "--out_dir",
         tmp_path)
     assert len(metrics(tmp_path)) < 100

@@ -1,12 +1,15 @@
-"""The processes of a run: one, or those that torchrun has started."""
+"""The processes of a run, one or those that torchrun has started, and their devices."""
 
 import collections
+import contextlib
 import os
 import sys
+from functools import partial
 
+import torch
 from torch import distributed
 
-from files.command import one_line
+from files.command import one_line, settle_streams
 
 RANK = int(os.environ.get("RANK", 0))
 WORLD = int(os.environ.get("WORLD_SIZE", 1))
@@ -27,3 +30,45 @@ def sum_of_all(x, operation=distributed.ReduceOp.SUM):
 def stop(message):
     """End the run with one line on stderr, from one process."""
     sys.exit(one_line(message) if RANK == 0 else 1)
+
+
+def set_up(device, precision):
+    """-> the device of this process, by default CUDA where there is one; the precision of the
+    subnets, where "auto" is bf16 or else fp16 on CUDA; and their autocast context."""
+    local = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if WORLD > 1 else "cuda"
+    try:
+        found = torch.device(device or (local if torch.cuda.is_available() else "cpu"))
+        if found.type == "cuda" and found.index is not None:
+            torch.cuda.set_device(found)
+        torch.zeros(1, device=found).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        stop(f"--device {device} cannot be used: {str(error).splitlines()[0]}")
+    if WORLD > 1 and not distributed.is_initialized():
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if found.type == "cuda" else "gloo")
+    if precision == "auto":
+        best = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        precision = best if found.type == "cuda" else "fp32"
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return found, precision, partial(torch.autocast, found.type, dtype, dtype is not None)
+
+
+@contextlib.contextmanager
+def first_process_first():
+    """Run a block in the first process, and then in the others."""
+    if RANK > 0:
+        distributed.barrier()
+    yield
+    if RANK == 0 and WORLD > 1:
+        distributed.barrier()
+
+
+def run(main):
+    """Run a training script: what a user can mend ends it with one line."""
+    settle_streams()
+    try:
+        main()
+    except KeyboardInterrupt:  # before the first step
+        stop("interrupted")
+    except OSError as error:
+        stop(f"{error.filename or 'metrics.csv'}: {error.strerror}; is there room, and the right "
+             "to write?")
