@@ -99,9 +99,12 @@ def noting_signals():
     """A list to which the numbers of ending signals are appended as they come. Outside the main
     thread, where Python has no signals, it stays empty."""
     noted, former = [], {}
+
+    def add(number, frame):
+        noted.append(number)
+
     if threading.current_thread() is threading.main_thread():
-        former = {number: signal.signal(number, lambda number, frame: noted.append(number))
-                  for number in ENDING}
+        former = {number: signal.signal(number, add) for number in ENDING}
     try:
         yield noted
     finally:

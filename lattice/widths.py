@@ -25,6 +25,8 @@ def noise_floors(samples: Tensor, channels: int = 1) -> Tensor:
     as strong as its weakest band at its weakest time. Samples [n], two channels interleaved ->
     [n // SEGMENT], float64."""
     samples = samples[:len(samples) // SEGMENT * SEGMENT]
+    if not len(samples):  # of which some FFTs cannot take the spectrum
+        return torch.zeros(0, dtype=torch.float64)
     size = FRAME // channels
     window = torch.hann_window(size)
     floors = []

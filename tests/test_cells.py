@@ -79,6 +79,7 @@ def test_noise_floors(channels):
     low = samples[:100].view(100, -1, channels)  # without the highest frequencies
     low = low + 3 * low.roll(1, 1) + 3 * low.roll(2, 1) + low.roll(3, 1)
     samples = torch.cat([samples, tone, half, low.view(100, -1)]).int().flatten()
+    assert noise_floors(samples[:SEGMENT - 2], channels).shape == (0,)
     floors = noise_floors(torch.cat([samples, samples[:100]]), channels).sqrt()
     assert len(floors) == 2300, "a rest is no segment"
     white, loud, tone, half, low = floors.split([1000, 1000, 100, 100, 100])
