@@ -26,6 +26,10 @@ Pair = tuple[Tensor, Tensor]
 FLOATS = torch.float32, torch.float64  # in which the inverse is exact
 
 
+def zero(x: Tensor) -> Tensor:  # a subnet that changes nothing
+    return x.new_zeros(())
+
+
 def bounded_exp(x: Tensor, clamp: float) -> Tensor:  # between exp(-clamp) and exp(clamp)
     return torch.exp(clamp * (2 * torch.sigmoid(x) - 1))
 
@@ -37,8 +41,7 @@ class AffineCoupling(nn.Module):
     rho and eta read cover' in both directions, since reveal has no other cover. The inverse is
     exact whatever phi, rho and eta are. a bounds the log-scale, as in HiNet (Jing et al. 2021)."""
 
-    def __init__(self, phi=torch.zeros_like, rho=torch.zeros_like, eta=torch.zeros_like,
-                 clamp: float = 2.0):
+    def __init__(self, phi=zero, rho=zero, eta=zero, clamp: float = 2.0):
         super().__init__()
         self.phi, self.rho, self.eta, self.clamp = phi, rho, eta, clamp
 
