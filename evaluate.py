@@ -60,10 +60,15 @@ def compare(args, folder: str):
     def score(number):
         """Of one pair, {system: scores} and {attack: scores of all models}."""
         paths = scores.write_pair(tempfile.mkdtemp(dir=folder), *pairs[number], rate)
+        cover, secret = (scores.signal(paths[name]) for name in ("cover", "secret"))
         results, attacked = {}, {}
         for system in systems:
             torch.manual_seed(args.seed)
-            results[system.name] = scores.score_pair(system, paths, not args.no_perceptual)
+            values = scores.score_pair(system, paths, not args.no_perceptual)
+            if values:
+                highest = baselines.bound(cover, secret, values["stego SNR"])
+                values["below bound"] = highest - values["secret SNR"]
+            results[system.name] = values
         for label, model in (models.items() if args.attacks else ()):
             seed = args.seed + 1000 * number
             left = attack_pair(model, defaults[label], paths, seed, not args.no_perceptual)

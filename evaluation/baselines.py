@@ -1,8 +1,9 @@
-"""The systems that are compared.
+"""The systems that are compared, and an upper bound for all of them.
 
     for system in all_systems(load_models()):            # models, LSB, the frequency chop, Opus
         system.hide(cover_path, secret_path, stego_path)
         system.reveal(stego_path, revealed_path)
+    bound(cover, secret, stego_snr)                      # dB
 
 A system is a model or a baseline with its settings: one row of a table. Files are mono, 16-bit WAV
 or FLAC; cover and secret have the same length.
@@ -225,3 +226,41 @@ def opus(kbps: float) -> System:
         raise StegoError("the file carries no Ogg file")
 
     return on_files(f"Opus, {kbps} kbit/s", hide, reveal)
+
+
+# ---------------------------------------------------------------- upper bound
+
+def bound(cover: Tensor, secret: Tensor, stego_snr: float) -> float:
+    """Upper bound of the secret SNR in dB for signals [T] at a stego SNR in dB.
+
+    Capacity: the stego is the cover plus an error of power D LSB^2, rounded to 16 bits, which is
+    noise of power N = 1/12 LSB^2. The cover is known when hiding, so it costs nothing (Costa,
+    "Writing on dirty paper", 1983): 1/2 log2(1 + D / N) bits a sample. Cells of odd width w have
+    D = (w^2 - 1) / 12 and carry exactly that, log2(w).
+
+    Distortion: each coefficient k of the secret in a circular MDCT of 256 bands is Gaussian with
+    variance v_k, the mean square over the 3 frames x 5 bands around it, and the v_k are known for
+    free. Reverse water-filling (Cover and Thomas, 10.3.3): the sum of max(0, 1/2 log2(v_k / w)) is
+    the capacity; the distortion is the mean of min(w, v_k), plus 1/12 because the revealed file is
+    rounded too.
+
+    A Gaussian is the hardest source for its variance, and the v_k come from the secret itself: this
+    bounds models of this kind with free side information, and is no theorem about speech. Where the
+    capacity is large, a system may be lossless.
+    """
+    power = sound.FULL_SCALE ** 2 * cover.double().square().mean().item()
+    bits = 0.5 * math.log2(1 + 12 * power * 10 ** (-stego_snr / 10)) * len(secret)
+    x = sound.FULL_SCALE * secret.double()
+    squares = lapped(functional.pad(x, (0, -len(x) % 256))[None], 256).square()
+    variance = functional.avg_pool2d(squares, (5, 3), 1, (2, 1), count_include_pad=False)
+    variance = variance.flatten().clamp_min(1e-9)
+    log_variance = variance.log2()
+    low, high = log_variance.min().item() - 2 * bits / len(x), log_variance.max().item()
+    for _ in range(40):  # log2 of the water level
+        level = (low + high) / 2
+        if 0.5 * (log_variance - level).clamp_min(0).sum() > bits:
+            low = level
+        else:
+            high = level
+    distortion = variance.clamp_max(2 ** high).sum().item() / len(x)
+    return 10 * math.log10(x.square().mean().item() / (distortion + 1 / 12))

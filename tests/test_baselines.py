@@ -77,6 +77,23 @@ def test_opus_refuses(paths):
     assert scores.score_pair(baselines.opus(2), paths, False) == {}
 
 
+def test_bound_of_noise():
+    noise, cover = 0.1 * torch.randn(2, 65536)
+    power = sound.FULL_SCALE ** 2 * cover.square().mean().item()
+
+    def at(bits, secret=noise):
+        """The bound at the stego SNR at which just so many bits a sample fit into the cover."""
+        snr = 10 * math.log10(power / ((4 ** bits - 1) / 12))
+        return baselines.bound(cover, secret, snr)
+
+    for bits in (1, 2, 4):  # 6.02 dB a bit; 15 squares find dents in its spectrum, worth a little
+        assert 0 <= at(bits) - 6.02 * bits < 0.6
+    assert abs(baselines.bound(cover, noise, 200)) < 0.6, "no room, no secret"
+    # One half of the spectrum is empty: all bits go to the other, 12.04 dB a bit there.
+    half = torch.fft.irfft(torch.cat([torch.fft.rfft(noise)[:16384], torch.zeros(16385)]))
+    assert 23.5 < at(2, half) < 26.5
+
+
 def test_labels_of_models(tmp_path):
     other = str(tmp_path / "best.pt")
     os.symlink(INN, other)

@@ -11,6 +11,7 @@ import wavinwav
 from files import checkpoint
 from files.command import StegoError
 from files.container import DENSE, Cipher, Header, bytes_of, sealed
+from files.sound import READ_AT_ONCE
 from helpers import INN, LATTICE, header_of, likeness, pcm, snr, speechlike
 from lattice import lattice, parts, quantiser
 from lattice.cells import random_numbers, read_words, word_starts, write_words
@@ -110,7 +111,7 @@ def test_threads_and_matmul_precision_do_not_matter(model, files, monkeypatch):
 
 @pytest.mark.parametrize("cover_length, length, rate", [
     (16000, 16000, 16000), (5000, 1, 16000), (4000, 3999, 8000), (40001, 30011, 44100),
-    (30000, 100, 96000)])
+    (30000, 100, 96000), (DENSE.header_samples + DENSE.seal_samples + READ_AT_ONCE + 9, 9, 8000)])
 def test_hide_knows_what_reveal_returns(model, files, cover_length, length, rate):
     cover, secret = pcm(cover_length, seed=3), pcm(length, seed=4)
     hidden, *snrs = files.hide(model, cover, secret, rate, snr=40)
