@@ -60,7 +60,6 @@ class LatticeMethod:
         masking = MASKING if masking is None else masking
         first = header.start + self.layout.header_samples
         last = header.stop - self.layout.seal_samples
-        last -= (last - first) % SEGMENT  # pieces are whole segments
         # as numbers: small tensors that stay between freed pieces keep the heap from shrinking
         floors = torch.tensor(
             [floor for piece in cover.pieces(first, last)
