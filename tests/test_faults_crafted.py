@@ -8,7 +8,7 @@ import soundfile
 import torch
 
 import stego
-from files import checkpoint, container
+from files import container
 from files.container import DENSE, Cipher, Header
 from helpers import HIDE, INN, LATTICE, refused, voice, voices_in
 from helpers import run_inside as run
@@ -16,7 +16,6 @@ from lattice.cells import word_starts, write_words
 from lattice.lattice import Mode
 from lattice.parts import join_streams, parts_of
 from lattice.widths import choose_widths, noise_floors
-from wavinwav import Config, build
 
 
 @pytest.fixture
@@ -159,11 +158,3 @@ FREQUENCY, LEVEL, SHRINK = "coder__frequency", "quantiser__level", "quantiser__s
 def test_crafted_models(folder, model, config, tensors):
     crafted(folder / "crafted.pt", model, config, **tensors)
     refused(folder, (*HIDE, "--model", "crafted.pt"), "; give another one with --model")
-
-
-@pytest.mark.parametrize("config", [{"blocks": 10 ** 6}, {"kernel": 1000, "bands": 1000}],
-                         ids=str)
-def test_larger_than_the_file(folder, config):
-    checkpoint.save(build(Config.paper(blocks=1, growth=2)), folder / "paper.pt")
-    crafted(folder / "crafted.pt", folder / "paper.pt", config)
-    refused(folder, (*HIDE, "--model", "crafted.pt"), "crafted.pt is not a network of this version")

@@ -83,19 +83,6 @@ def test_parts_are_what_they_are_alone(model, tmp_path, paths, channels, key, mo
     assert snr(signal(paths[1]), signal(paths[3])) > 30
 
 
-@pytest.mark.slow
-def test_ten_minutes_in_parts_of_their_usual_size(model, tmp_path):
-    louder = np.linspace(0.3, 1, 160_000)
-    paths = [str(tmp_path / name) for name in NAMES]
-    for seed in (0, 1):
-        x = np.resize(voice(20, 8000, seed) * louder, 600 * 8000 - seed)
-        soundfile.write(paths[seed], x, 8000)
-    stego_snr, secret_snr = stego.hide(*paths[:3], model)
-    stego.reveal(*paths[2:], model)
-    assert stego_snr == pytest.approx(model.config.stego_snr, abs=0.5) and secret_snr > 33
-    assert len(assert_as_in_memory(model, paths, None, tmp_path)) > 1
-
-
 @pytest.mark.parametrize("key", [None, "open sesame"])
 def test_the_snr_that_was_asked_for(model, paths, key):
     lost = []
@@ -155,22 +142,6 @@ def test_two_files_of_one_key_share_nothing(model, paths):
         stego.hide(*paths[:3], model, overwrite=True)
         unkeyed.append(coefficients((samples(paths[2]) - samples(paths[0])).double()))
     assert likeness(*unkeyed) > 12
-
-
-@torch.no_grad()
-def test_dither(model):
-    """In memory: the same dither is needed, and what another one decodes is noise."""
-    cover, secret = pcm(1, 64 * 400 + 9, seed=1), pcm(1, 64 * 400 + 9, seed=2)
-    dithers = [InnMethod(model).dither(Cipher(f"key {i}", bytes(16)), 0, *cover.shape)
-               for i in range(3)]
-    setting = model.fit(cover, secret, 48.0, dithers[0])
-    marks = torch.full_like(cover, -1)
-    hidden = model.embed(cover, secret, setting, marks, dither=dithers[0])
-    assert snr(cover, hidden) == pytest.approx(48, abs=0.5)
-    assert snr(secret, model.inverse(hidden, setting, dithers[0])[1]) > 20
-    for dither in (None, *dithers[1:]):
-        decoded = model.inverse(hidden, setting, dither)[1]
-        assert likeness(coefficients(decoded), coefficients(secret)) < 6
 
 
 # ---------------------------------------------------------------- what a stego shows with a key
