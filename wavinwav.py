@@ -300,13 +300,15 @@ class LappedINN(nn.Module):
         added to the secret modulo the cell: a one-time pad."""
         cells, room, gain = self.cells(setting, dither is not None)
         unit = cells.detach()
-        c, x = (self.split(lapped(FULL_SCALE * x, self.config.bands)) for x in (cover, secret))
+        c, x = (self.split(lapped(FULL_SCALE * wave, self.config.bands))
+                for wave in (cover, secret))
         v, slope = self.compand(x * gain / self.level)
         c, s = c / unit, v * room / unit
         s = s if dither is None else wrap(s + dither)
         for block in self.blocks:
             c, s = block(c, s)
-        # For the gradient, a wider cell scales r, which is uniform in it whatever the weights are.
+        # The value is s * unit. For the gradient, a wider cell scales r, which is uniform in it
+        # whatever the weights are.
         r = s * unit + s.detach() * (cells - unit)
         # With a key, the spectrum of the rounding error must not show where the secret is loud.
         slope = slope if dither is None else torch.ones_like(slope)
@@ -500,7 +502,7 @@ def build(config: dict | Config) -> PaperINN | LappedINN:
     ValueError."""
     if isinstance(config, dict):
         config = {"paper": PaperConfig, "lapped": LappedConfig}[config["preset"]](**config)
-    return (PaperINN if isinstance(config, PaperConfig) else LappedINN)(config)
+    return {PaperConfig: PaperINN, LappedConfig: LappedINN}[type(config)](config)
 
 
 def load(path: str, device: str | torch.device = "cpu") -> PaperINN | LappedINN:
