@@ -33,11 +33,10 @@ def claim(folder):
 
 def refuse_another_run(folder):
     """End the run where the folder has files of another one."""
-    for name in "last.pt", "best.pt", "metrics.csv":
+    for name, remedy in (("last.pt", "go on with --resume"), ("best.pt", "remove it"),
+                         ("metrics.csv", "remove it")):
         path = os.path.join(folder, name)
         if os.path.exists(path):
-            resumable = os.path.exists(os.path.join(folder, "last.pt"))
-            remedy = "go on with --resume" if resumable else "remove it"
             stop(f"{path} exists: {remedy}, or give another --out_dir")
 
 
@@ -84,22 +83,22 @@ class Record:
             self.writer.add_image(name, ((level + 60) / 100).clamp(0, 1), step, dataformats="HW")
 
     def finish(self):
-        """Close the files, and draw the columns val_* over the steps into metrics.png, if there
-        is matplotlib."""
+        """Close the files, and draw the validations over the steps into metrics.png, if there is
+        matplotlib."""
         self.file.close()
         if self.writer:
             self.writer.close()
         with contextlib.suppress(ImportError):
-            import matplotlib
             from matplotlib.figure import Figure
-            matplotlib.use("agg")
             with open(self.path, newline="") as file:
-                rows = [row for row in csv.DictReader(file)]
-            axes = (figure := Figure()).add_subplot(xlabel="step")
-            for name in self.header:
-                if name.startswith("val_"):
-                    found = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
-                    axes.plot(*zip(*found), marker=".", label=name.removeprefix("val_"))
+                rows = list(csv.DictReader(file))
+            names = [name for name in self.header if name.startswith("val_")]
+            unit = "SNR, dB" if names[0].endswith("_snr") else "bits a sample"
+            axes = (figure := Figure()).add_subplot(xlabel="step", ylabel=unit)
+            for name in names:
+                found = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
+                label = name.removeprefix("val_").removesuffix("_snr")
+                axes.plot(*zip(*found), marker=".", label=label)
             axes.legend()
             with checkpoint.replacing(self.path.removesuffix("csv") + "png") as temporary:
                 figure.savefig(temporary, format="png")
