@@ -79,8 +79,9 @@ class Record:
             x = x.float().cpu()
             spectrum = torch.stft(x, 512, 128, window=torch.hann_window(512), return_complex=True)
             level = 20 * torch.log10(spectrum.abs().clamp_min(1e-5)).flip(0)
-            self.writer.add_audio(name, x.clamp(-1, 1)[None], step, rate)
-            self.writer.add_image(name, ((level + 60) / 100).clamp(0, 1), step, dataformats="HW")
+            self.writer.add_audio(f"sounds/{name}", x.clamp(-1, 1)[None], step, rate)
+            self.writer.add_image(f"spectrograms/{name}", ((level + 60) / 100).clamp(0, 1), step,
+                                  dataformats="HW")  # no page shows two kinds under one name
 
     def finish(self):
         """Close the files, and draw the validations over the steps into metrics.png, if there is
