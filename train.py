@@ -41,7 +41,7 @@ import wavinwav
 from discriminator import Adversary
 from files import checkpoint
 from files.command import noting_signals, tell
-from training import data, noise
+from training import data
 from training.flags import Common, check, read
 from training.losses import LappedObjective, Objective, recompute, term_names
 from training.processes import (
@@ -104,7 +104,8 @@ class Flags(Common):
     # noise
     noise: str = ""  # kinds of noise between hide and reveal, of which each batch gets one, with a
     #                  strength or a range of strengths: gaussian:20:50,resample:3/4,identity; list
-    #                  a kind twice to double its probability. KINDS
+    #                  a kind twice to double its probability; the others are speckle, lowpass,
+    #                  quantize, dropout and gain (units and usual strengths: training/noise.py)
 
     # optimisation
     steps: int = None  # optimiser steps in all; a finished run can be resumed with more
@@ -221,8 +222,7 @@ def make_model(flags, resumed):
 
 
 def main(argv=None):
-    flags, given, resumed, error = read(Flags, DEFAULTS, __doc__, argv,
-                                        {"KINDS": noise.describe_kinds()})
+    flags, given, resumed, error = read(Flags, DEFAULTS, __doc__, argv)
     check(flags, given, useful(flags), error)
     if flags.beta2 >= 1:
         error("--beta2 must be below 1")

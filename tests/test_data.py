@@ -1,7 +1,6 @@
 """data.py: which files are found, which crops they give, and to which process."""
 
 import itertools
-import os
 import random
 
 import numpy as np
@@ -24,22 +23,6 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_links_do_not_multiply_the_data(folder, tmp_path):
-    speech = tmp_path / "speech"
-    (speech / "a").mkdir(parents=True)
-    soundfile.write(speech / "a" / "0.wav", voice(1, 16000, 0), 16000)
-    try:
-        os.symlink(speech, speech / "a" / "loop", target_is_directory=True)
-        os.symlink(folder, speech / "twice", target_is_directory=True)
-        os.symlink(folder, speech / "a" / "thrice", target_is_directory=True)
-    except OSError:
-        pytest.skip("no links here")
-    files = data.find_audio(str(speech))
-    assert len(files) == 7
-    assert len({os.path.realpath(path) for path, _, _ in files}) == 7
-    assert files == data.find_audio(str(speech)) and files == sorted(files)
-
-
 def test_crops_are_what_the_file_has(folder):
     x, _ = soundfile.read(folder / "1.wav", dtype="float32")
     crop = data.read_crop(folder / "1.wav", random.Random(0), 4000, 16000).numpy()
@@ -57,6 +40,33 @@ def test_crops_are_what_the_file_has(folder):
     assert data.read_crop(stereo, random.Random(0), 4000, 16000).abs().max() < 1e-4
     with pytest.raises(StegoError):
         data.read_crop(folder / "missing.wav", random.Random(0), 4000, 16000)
+
+
+def test_a_flac_of_unknown_length(tmp_path):
+    """As ffmpeg writes it into a pipe: no number of samples in its header, and no checksum."""
+    x = voice(1, 16000, 0)
+    soundfile.write(tmp_path / "0.flac", x, 16000)
+    content = bytearray((tmp_path / "0.flac").read_bytes())
+    content[21] &= 0xF0
+    content[22:42] = bytes(20)
+    (tmp_path / "0.flac").write_bytes(content)
+    (path, frames, rate), = data.find_audio(str(tmp_path))
+    assert (frames, rate) == (16000, 16000)
+    crop = data.read_crop(path, random.Random(0), 16000, 16000).numpy()
+    assert np.abs(crop - x).max() < 1e-4
+
+
+def test_items_of_other_kinds(tmp_path):
+    """By the URL of a file system that fsspec knows, as paths on the hub are; empty ones."""
+    fsspec = pytest.importorskip("fsspec")
+    soundfile.write(tmp_path / "0.wav", voice(1, 16000, 0), 16000)
+    content = (tmp_path / "0.wav").read_bytes()
+    with fsspec.open("memory://0.wav", "wb") as file:
+        file.write(content)
+    assert data.content({"path": "memory://0.wav", "bytes": None}) == content
+    for item in (None, {"path": None, "bytes": None}, {"path": None, "bytes": b""}):
+        with pytest.raises(StegoError, match="empty"):
+            data.content(item)
 
 
 def test_pairs_depend_on_seed_and_number_alone(folder):
@@ -114,6 +124,22 @@ def test_a_dataset_by_name(hub, tmp_path, name):
     rows = metrics(tmp_path)
     assert (int(rows[-1]["unusable"]) > 0) == (name == "parquet")
     assert float(rows[-1]["val_stego_snr"]) > 20
+
+
+def test_a_column_of_numbers_is_refused(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_dict({"audio": [[0.0, 0.5]] * 4})
+    table.to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(SystemExit, match="its column audio is not of audio files, but"):
+        data.open_hub(str(tmp_path), None, "audio")
+
+
+def test_a_run_of_a_dataset_does_not_go_on_with_a_folder(hub, folder, tmp_path, capsys):
+    train("--hf_dataset", hub / "disk", "--hf_column", "speech", "--hf_val_split", "dev", *TINY,
+          "--steps", 2, "--out_dir", tmp_path)
+    with pytest.raises(SystemExit):
+        train("--data_dir", folder, "--out_dir", tmp_path, "--resume", "--steps", 4)
+    assert "give either --data_dir or --hf_dataset" in capsys.readouterr().err
 
 
 def test_each_epoch_has_an_order_of_its_own_and_resuming_keeps_it(hub):

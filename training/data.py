@@ -31,7 +31,7 @@ from training.processes import RANK, WORLD, stop
 SILENCE = 1e-5  # mean square, -50 dBFS: below, there is nothing to hide or to hide in
 TRIES = 20  # crops of a file that may be silent before it counts as silent
 PATIENCE = 100  # unusable files before the run ends
-OLDEST_DATASETS = "3.0"
+OLDEST_DATASETS = "3.6"
 
 
 class DataError(Exception):

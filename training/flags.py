@@ -22,10 +22,9 @@ from training.processes import stop
 
 FREE_ON_RESUME = {"data_dir", "val_dir", "steps", "device", "workers", "out_dir", "resume",
                   "log_every", "val_every", "save_every", "tensorboard", "no_progress"}
-
-
 POSITIVE = {"crop", "steps", "batch_size", "accumulate", "lr", "clip", "log_every", "val_every",
             "save_every", "val_pairs"}
+REQUIRED = {"config", "state_dict", "flags", "step", "used", "optimiser"}  # of last.pt
 
 
 @dataclass
@@ -84,7 +83,7 @@ def shown_default(field, presets):
     return f" (default: {parts})" if parts else ""
 
 
-def make_parser(cls, presets, description, words):
+def make_parser(cls, presets, description):
     """The argparse parser of a dataclass; flags that are not given are not in its result."""
     parser = Parser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -95,8 +94,6 @@ def make_parser(cls, presets, description, words):
         field, choices = of_name[name], get_args(of_name[name].type)
         if section not in groups:
             groups[section] = parser.add_argument_group(section)
-        for word, replacement in words.items():
-            text = text.replace(word, replacement)
         if field.type is bool:
             more = dict(action="store_true" if field.default is False
                         else argparse.BooleanOptionalAction)
@@ -109,23 +106,31 @@ def make_parser(cls, presets, description, words):
     return parser
 
 
-def read(cls, presets, description, argv=None, words={}):
+def read(cls, presets, description, argv=None):
     """Flags of a command line, and those of the run that it resumes.
 
     cls: dataclass with the fields preset, out_dir and resume, and others
     presets: {name: {field: default}}
-    words: replacements in the help texts
     -> the flags; {name: value} of those that were given; the content of last.pt or None; the
     parser's function to end with a message
     """
-    parser = make_parser(cls, presets, description, words)
+    parser = make_parser(cls, presets, description)
     given = vars(parser.parse_args(argv))
     preset = given.get("preset", cls.preset)
     known = {name: value for name, value in presets[preset].items() if hasattr(cls, name)}
     flags, resumed = cls(**known | {"out_dir": os.path.join("runs", preset)} | given), None
     if flags.resume:
         path = os.path.join(flags.out_dir, "last.pt")
-        resumed = read_checkpoint(path)
+        try:
+            resumed = checkpoint.read(path)
+        except FileNotFoundError:
+            stop(f"{path} does not exist: there is nothing to resume")
+        except (ValueError, OSError) as error:
+            stop(str(error))
+        if "training" not in resumed:
+            stop(f"{path} is a model, not a checkpoint: start from it with --init_from")
+        if lacking := REQUIRED - resumed.keys() - resumed["training"].keys():
+            stop(f"{path} is damaged: it lacks {', '.join(lacking)}")
         saved = resumed["training"]["flags"]
         for name, value in given.items():
             if name not in FREE_ON_RESUME and value != saved.get(name):
@@ -163,27 +168,3 @@ def check(flags, given, needs, error):
         error("--seed must be below 2 ** 32")
     if os.path.exists(flags.out_dir) and not os.path.isdir(flags.out_dir):
         error(f"--out_dir {flags.out_dir} is not a folder")
-
-
-class Saved(dict):
-    """What a checkpoint holds; ends the run where something is missing."""
-
-    def __init__(self, content, path):
-        super().__init__(content)
-        self.path = path
-
-    def __missing__(self, name):
-        stop(f"{self.path} is damaged: it lacks {name}")
-
-
-def read_checkpoint(path):
-    """The content of last.pt, as a Saved. Ends the run where there is none."""
-    try:
-        content = checkpoint.read(path)
-    except FileNotFoundError:
-        stop(f"{path} does not exist: there is nothing to resume")
-    except (ValueError, OSError) as error:
-        stop(str(error))
-    if "training" not in content:
-        stop(f"{path} is a model, not a checkpoint: start from it with --init_from")
-    return Saved(content | {"training": Saved(content["training"], path)}, path)

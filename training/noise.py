@@ -89,13 +89,6 @@ KINDS = {
 }
 
 
-def describe_kinds() -> str:
-    """The kinds, their units and usual strengths, for a help text."""
-    return "There are " + ", ".join(
-        f"{name} ({kind.unit}, {':'.join(map(str, kind.usual))})" if kind.unit else name
-        for name, kind in KINDS.items())
-
-
 def read_strengths(entry: str) -> tuple[str, tuple]:
     """"gaussian:20:50" -> "gaussian", (20.0, 50.0); without numbers, the usual ones. Raises
     ValueError for an unknown name, or strengths that make no sense."""
