@@ -126,7 +126,8 @@ def main(argv=None):
     if resumed:
         optimiser.load_state_dict(state["optimiser"])
     claim(flags.out_dir)
-    record = Record(flags.out_dir, ["step", "loss", "lr", "val_bits"], state["step"])
+    record = Record(flags.out_dir, ["step", "loss", "lr", "val_bits"], state["step"],
+                    flags.tensorboard)
     tell(f"lattice: {sum(p.numel() for p in model.parameters()):,} parameters to train, {about}, "
          f"steps {state['step']} to {flags.steps}, in {flags.out_dir}", sys.stdout)
     loader = data.batches(train_pairs, flags.batch_size, state["used"],

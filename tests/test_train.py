@@ -233,6 +233,18 @@ def test_a_finished_run_can_be_extended(data, tmp_path):
         "--out_dir", tmp_path, "--resume", "--steps", 20, "--lr", 1)
 
 
+def test_tensorboard_shows_each_wave_as_a_sound_and_as_a_picture(data, tmp_path):
+    """Under different names: of one name, TensorBoard's pages show only one kind."""
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train("--data_dir", data, *TINY, "--steps", 4, "--tensorboard", "--out_dir", tmp_path)
+    found = events.EventAccumulator(str(tmp_path))
+    found.Reload()
+    waves = ["cover", "stego", "secret", "revealed secret"]
+    assert found.Tags()["audio"] == [f"sounds/{wave}" for wave in waves]
+    assert found.Tags()["images"] == [f"spectrograms/{wave}" for wave in waves]
+    assert {"loss", "lr", "val_stego_snr"} <= set(found.Tags()["scalars"])
+
+
 def test_many_skipped_steps_end_the_run(data, tmp_path):
     assert "20 steps in a row were skipped, up to step 20" in refused(
         "--data_dir", data, *TINY, "--steps", 50, "--snr", "1e38", "--save_every", 4, "--out_dir",
