@@ -95,16 +95,12 @@ class MultiScaleSTFTDiscriminator(nn.Module):
     def __init__(self, n_ffts=(1024, 2048, 512), filters: int = 32, channels: int = 1,
                  slope: float = 0.2):
         super().__init__()
-        self.shortest = max(n_ffts)
         self.discriminators = nn.ModuleList(
             STFTDiscriminator(n_fft, filters, channels, slope) for n_fft in n_ffts)
 
     def forward(self, x: Tensor) -> tuple[Logits, Maps]:
-        """x [B, C, T] -> logits, above zero for what is taken for real, and feature maps. Raises
-        ValueError where T is less than the longest window."""
-        if x.shape[-1] < self.shortest:
-            raise ValueError(f"the discriminator's longest window takes {self.shortest} samples; "
-                             f"got {x.shape[-1]}")
+        """x [B, C, T], T at least the longest window -> logits, above zero for what is taken for
+        real, and feature maps."""
         scales = [scale(x) for scale in self.discriminators]
         return [logits for logits, _ in scales], [maps for _, maps in scales]
 
@@ -151,27 +147,25 @@ class Adversary:
                                           betas=(0.5, 0.9), fused=True)
         self.scaler = torch.amp.GradScaler(torch.device(device).type, enabled=fp16)
 
-    def look(self, waves: dict, names, network) -> list[tuple[Logits, Maps]]:
-        """At some of the waves [B, T], all brought to the loudness of speech."""
-        level = {name: waves[name].square().mean(1, keepdim=True).sqrt().clamp_min(1e-3)
-                 for name in ("cover", "secret")}
-        x = torch.cat([waves[name] / level[FAKES.get(name, name)] for name in names])[:, None]
+    def look(self, waves: dict, names, network) -> tuple[Logits, Maps]:
+        """Logits and maps of the named waves [B, T], in one batch. Each is divided by the rms of
+        its true wave."""
+        batch = []
+        for name in names:
+            rms = waves[FAKES.get(name, name)].square().mean(1, keepdim=True).sqrt()
+            batch.append(waves[name] / rms.clamp_min(1e-3))
         with self.amp():
-            logits, maps = network(x)
-        logits_of = zip(*(scale.chunk(len(names)) for scale in logits))
-        maps_of = zip(*(zip(*(x.chunk(len(names)) for x in scale)) for scale in maps))
-        return [(list(logits), list(maps)) for logits, maps in zip(logits_of, maps_of)]
+            return network(torch.cat(batch)[:, None])
 
     def learn(self, waves: dict) -> Tensor:
         """One step of the discriminator. -> its loss, before the step."""
         self.network.requires_grad_(True)
         self.optimiser.zero_grad()
         waves = {name: x.detach() for name, x in waves.items()}
-        seen = self.look(waves, ("cover", "secret", *FAKES), self.parallel)
-        logits = [logits for logits, _ in seen]
-        real, fake = ([torch.cat(scale) for scale in zip(*part)]
-                      for part in (logits[:2], logits[2:]))
-        loss = discriminator_loss(real, fake)
+        logits, _ = self.look(waves, ("cover", "secret", *FAKES), self.parallel)
+        reals = 2 * len(waves["cover"])
+        loss = discriminator_loss([scale[:reals] for scale in logits],
+                                  [scale[reals:] for scale in logits])
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimiser)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
@@ -181,17 +175,12 @@ class Adversary:
         return loss.detach()
 
     def judge(self, waves: dict) -> tuple[Tensor, Tensor]:
-        """-> the generator's loss, which is least where the discriminator is misled, and feature
-        matching."""
+        """-> the generator's loss and feature matching, over all fakes."""
         self.network.requires_grad_(False)
         with torch.no_grad():
-            seen = self.look(waves, ("cover", "secret"), self.network)
-        real_maps = dict(zip(("cover", "secret"), (maps for _, maps in seen)))
-        fakes = dict(zip(FAKES, self.look(waves, FAKES, self.network)))
-        verdict = mean(generator_loss(logits) for logits, _ in fakes.values())
-        matching = mean(feature_matching_loss(real_maps[FAKES[name]], maps)
-                        for name, (_, maps) in fakes.items())
-        return verdict, matching
+            _, real_maps = self.look(waves, FAKES.values(), self.network)
+        logits, fake_maps = self.look(waves, FAKES, self.network)
+        return generator_loss(logits), feature_matching_loss(real_maps, fake_maps)
 
     def state_dict(self) -> dict:
         return {name: getattr(self, name).state_dict()

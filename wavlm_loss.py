@@ -99,8 +99,8 @@ class WavLMLoss:
         teacher.feature_grad_mult = 1.0  # unilm's; pretraining damped the gradient we are after
         # Large was trained on waveforms of unit variance; Base on raw ones, and its first conv has
         # a group norm instead
-        layers_of_features = list(teacher.feature_extractor.modules())
-        self.normalised = not any(isinstance(layer, nn.GroupNorm) for layer in layers_of_features)
+        self.normalised = not any(isinstance(layer, nn.GroupNorm)
+                                  for layer in teacher.feature_extractor.modules())
 
         count = len(getattr(teacher.encoder, "transformer", teacher.encoder).layers)
         if layers is None:
@@ -109,17 +109,12 @@ class WavLMLoss:
         if not self.layers or not set(self.layers) <= set(range(1, count + 1)):
             raise ValueError(f"WavLM from {source} has layers 1 to {count}, not "
                              f"{', '.join(map(str, self.layers)) or 'none'}")
-        self.shortest = 1
-        convs = [layer for layer in layers_of_features if isinstance(layer, nn.Conv1d)]
-        for layer in reversed(convs):
-            self.shortest = (self.shortest - 1) * layer.stride[0] + layer.kernel_size[0]
-        self.shortest = max(self.shortest, SHORTEST)
 
     def hidden(self, x: Tensor) -> list[Tensor]:
         """x [B, T] at RATE -> the outputs of the layers, each [B, N, D]."""
         if self.normalised:
             x = functional.layer_norm(x, x.shape[1:])
-        x = functional.pad(x, (0, max(0, self.shortest - x.shape[1])))
+        x = functional.pad(x, (0, max(0, SHORTEST - x.shape[1])))
         if self.unilm:
             (_, states), _ = self.teacher.extract_features(x, output_layer=max(self.layers),
                                                            ret_layer_results=True)

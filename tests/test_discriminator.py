@@ -65,9 +65,9 @@ def by_hand(x, state, n_fft, slope):
 
 
 @pytest.mark.parametrize("n_ffts, count", [
-    ((1024,), 94466), ((1024, 2048, 512), 283398), (FIVE, 472330)])
+    ({}, 283398), (dict(n_ffts=FIVE), 472330)], ids=["encodec", "audiocraft"])
 def test_number_of_parameters(n_ffts, count):
-    assert sum(p.numel() for p in MultiScaleSTFTDiscriminator(n_ffts).parameters()) == count
+    assert sum(p.numel() for p in MultiScaleSTFTDiscriminator(**n_ffts).parameters()) == count
 
 
 @pytest.mark.parametrize("n_fft", [2048, 128])
@@ -118,13 +118,6 @@ def test_state_dict_of_the_originals(channels, slope):
         del old["discriminators.0.convs.2.conv.weight_g"]
         with pytest.raises(RuntimeError, match=r"convs\.2"):
             network.load_state_dict(old, strict=True)
-
-
-def test_shortest_input():
-    network = MultiScaleSTFTDiscriminator((64, 256, 128), filters=2)
-    assert [x.shape[2] for x in network(torch.zeros(1, 1, 256))[0]] == [13, 1, 5]
-    with pytest.raises(ValueError, match="256 samples; got 255"):
-        network(torch.zeros(1, 1, 255))
 
 
 def test_losses_by_hand():

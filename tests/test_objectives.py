@@ -106,21 +106,28 @@ def test_recomputation_changes_no_gradient(subnet):
         assert model.blocks[1].phi.passes == 3, "once, and again in the backward pass"
 
 
-TINY_BANDS = ["--preset", "bands", "--growth", 16, "--crop", 0.15, "--warmup", 20, "--log_every",
-              20, "--val_pairs", 16, "--workers", 0, "--no_progress",
-              "--w_stego_end", 0, "--stft", 0, "--tilt", 0]
-
-
-def test_stego_and_secret_rise_together(data, tmp_path):
-    rows = run(data, tmp_path, *TINY_BANDS, "--steps", 80, "--val_every", 20)
-    stego, secret = ([float(row[f"val_{name}_snr"]) for row in rows]
-                     for name in ("stego", "secret"))
-    assert stego[-1] > max(5, stego[0]) and secret[-1] > max(3, secret[0])
-
-
 def run(data, folder, *flags):
     train(*(["--data_dir", data] if data else []), "--out_dir", folder, *flags)
     return metrics(folder)
+
+
+BANDS = ["--preset", "bands", "--crop", 0.15, "--warmup", 20, "--log_every", 20, "--val_every", 20,
+         "--val_pairs", 16, "--workers", 0, "--no_progress", "--w_stego_end", 0, "--stft", 0,
+         "--tilt", 0, "--steps", 80]
+
+
+@pytest.fixture(scope="module")
+def bands(data, tmp_path_factory):
+    """The folder of a short run of the paper's blocks on bands."""
+    folder = tmp_path_factory.mktemp("bands")
+    run(data, folder, *BANDS, "--growth", 16)
+    return folder
+
+
+def test_stego_and_secret_rise_together(bands):
+    stego, secret = ([float(row[f"val_{name}_snr"]) for row in metrics(bands)]
+                     for name in ("stego", "secret"))
+    assert stego[-1] > max(5, stego[0]) and secret[-1] > max(3, secret[0])
 
 
 def is_free(port):
@@ -157,28 +164,27 @@ def secret_snr(path, change):
     return snr(secret, revealed).mean().item(), stego
 
 
-def hiss(x, decibel=30):
+def hiss(x, decibel):
     normal = torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
     return noise.gaussian(x, normal, decibel)
 
 
 def test_noise_in_training_helps_against_noise(data, model, tmp_path):
     flags = [*QUICK, "--init_from", model, "--steps", 100, "--lr", "3e-3", "--val_every", 100]
-    run(data, tmp_path / "noise", *flags, "--noise", "gaussian:30")
-    assert secret_snr(tmp_path / "noise" / "last.pt", hiss)[0] > secret_snr(model, hiss)[0] + 1
-
-
-def test_robust_stage_reveals_better_and_hides_the_same(data, tmp_path):
-    run(data, tmp_path / "first", *TINY_BANDS, "--steps", 80, "--val_every", 80)
-    model, noisy = tmp_path / "first" / "last.pt", ["--noise", "gaussian:20"]
-    run(data, tmp_path / "robust", "--preset", "bands", *TINY_BANDS[4:], "--robust_from", model,
-        *noisy, "--steps", 80, "--val_every", 80)
-    before, stego_before = secret_snr(model, partial(hiss, decibel=20))
-    after, stego_after = secret_snr(tmp_path / "robust" / "last.pt", partial(hiss, decibel=20))
-    assert torch.equal(stego_before, stego_after)
+    run(data, tmp_path, *flags, "--noise", "gaussian:30")
+    after, before = (secret_snr(path, partial(hiss, decibel=30))[0]
+                     for path in (tmp_path / "last.pt", model))
     assert after > before + 1
-    first = wavinwav.load(model).state_dict()
-    second = wavinwav.load(tmp_path / "robust" / "last.pt").state_dict()
+
+
+def test_robust_stage_reveals_better_and_hides_the_same(data, bands, tmp_path):
+    model, robust = bands / "last.pt", tmp_path / "last.pt"
+    run(data, tmp_path, *BANDS, "--robust_from", model, "--noise", "gaussian:10")
+    before, stego_before = secret_snr(model, partial(hiss, decibel=10))
+    after, stego_after = secret_snr(robust, partial(hiss, decibel=10))
+    assert torch.equal(stego_before, stego_after)
+    assert after > before + 3, (before, after)
+    first, second = (wavinwav.load(path).state_dict() for path in (model, robust))
     assert all(torch.equal(first[name], second[name]) for name in first)
     added = second.keys() - first.keys()
     assert added == {f"robust_{name}" for name in first if name.startswith("blocks.")}
@@ -187,34 +193,31 @@ def test_robust_stage_reveals_better_and_hides_the_same(data, tmp_path):
 
 
 def test_discriminator_learns_from_waves_that_are_detached(data, tmp_path):
-    """Of the paper's network, whose waves are far from true ones before it has learned."""
-    flags = [*TINY_PAPER, *SHORT, "--adversarial", "--disc_lr", "2e-3", "--val_every", 40,
-             "--adv_weight", 0, "--feat_weight", 0, "--disc_start", 2, "--steps", 40]
+    """Of the paper's network, whose waves are far from true ones under much noise."""
+    flags = [*TINY_PAPER, *SHORT, "--adversarial", "--disc_lr", "2e-3", "--noise", "gaussian:0",
+             "--adv_weight", 0, "--feat_weight", 0, "--disc_start", 2, "--steps", 24]
     found = run(data, tmp_path, *flags)
     losses = [float(row["disc_loss"]) for row in found]
-    assert losses[0] == 0 and min(losses[-4:]) < losses[1] - 0.05, "it starts late, and then learns"
+    assert losses[0] == 0 and min(losses[-4:]) < 0.9 * losses[1], "it starts late, and then learns"
     network = wavinwav.load(tmp_path / "best.pt")
     names = wavinwav.build(network.config).state_dict().keys()
     assert network.state_dict().keys() == names, "it stays out of the model"
 
     # then the network learns to mislead it, as it stands
-    adversary = Adversary(1e-3, 1.0, torch.device("cpu"), contextlib.nullcontext)
-    saved = checkpoint.read(tmp_path / "last.pt")["training"]["adversary"]
-    adversary.load_state_dict(saved)
+    adversary = Adversary(1e-3, 1.0, "cpu", contextlib.nullcontext)
+    adversary.load_state_dict(checkpoint.read(tmp_path / "last.pt")["training"]["adversary"])
     before = {name: value.clone() for name, value in adversary.network.state_dict().items()}
     objective = Objective(network.train(), seed=0)
     cover, secret = (voices(4, 0.132, seed) for seed in (30, 40))
-    optimiser, verdicts, matches = torch.optim.Adam(network.parameters(), 1e-3), [], []
+    optimiser, losses = torch.optim.Adam(network.parameters(), 3e-4), []
     for _ in range(8):
         _, _, waves = objective(cover, secret, torch.arange(4), 0, WEIGHTS)
-        verdict, features = adversary.judge(waves)
+        loss = sum(adversary.judge(waves))
         optimiser.zero_grad()
-        (verdict + features).backward()
+        loss.backward()
         optimiser.step()
-        verdicts.append(verdict.item())
-        matches.append(features.item())
-    losses = [verdict + match for verdict, match in zip(verdicts, matches)]
-    assert min(losses[1:]) < losses[0] - 0.02, losses
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.02, losses
     after = adversary.network.state_dict()
     assert all(torch.equal(before[name], value) for name, value in after.items())
     assert all(parameter.grad is None for parameter in adversary.network.parameters())
@@ -303,35 +306,6 @@ def test_two_processes_train_as_one(data, tmp_path, flags):
                 assert abs(x - y) < tolerance * (1 + abs(x)), (name, a, b)
 
 
-SIGNALLED = """
-import os, runpy, signal, sys
-from torch import distributed
-all_reduce, asked = distributed.all_reduce, []
-
-def late(x, operation=distributed.ReduceOp.SUM, **more):
-    all_reduce(x, operation, **more)
-    if operation == distributed.ReduceOp.MAX:
-        asked.append(x)
-        if len(asked) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-distributed.all_reduce = late
-sys.argv = sys.argv[1:]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-@pytest.mark.slow
-def test_a_signal_that_comes_while_processes_ask_for_signals(data, tmp_path):
-    (tmp_path / "signalled.py").write_text(SIGNALLED)
-    words = torchrun(2, "--data_dir", data, *TINY, "--steps", 12, "--out_dir", tmp_path)
-    words.insert(words.index(os.path.join(ROOT, "train.py")), str(tmp_path / "signalled.py"))
-    done = subprocess.run(words, capture_output=True, text=True, timeout=200)
-    assert done.returncode and "last.pt is of step 3" in done.stderr, done.stderr
-    assert checkpoint.read(tmp_path / "last.pt")["training"]["step"] == 3
-
-
 @pytest.mark.slow
 def test_another_number_of_processes_goes_on(data, tmp_path):
     """Stopped between checkpoints while two processes train; one goes on, with the pairs that come
@@ -358,28 +332,18 @@ def test_another_number_of_processes_goes_on(data, tmp_path):
 
 
 def test_noise_is_the_same_wherever_a_batch_is_shared(model):
-    """Of one kind and strength on all processes, whatever the numbers of their pairs are."""
-    pool = "gain:-9:9,identity,lowpass:2000:7000"
+    """Two processes, that have every other pair, change them as one that has all: by one kind and
+    strength in a batch, and by each pair's own random numbers."""
+    pool = "gain:-9:9,lowpass:2000:7000,gaussian,dropout:0.1"
     objective = LappedObjective(wavinwav.load(model), seed=0, pool=pool)
-    stego, drawn = voices(2, 0.5, 30), set()
-    for batch in range(20):
-        changed = [objective.change(stego, torch.tensor(numbers), batch)
-                   for numbers in ([0, 2], [1, 3], [40, 41])]
-        assert torch.equal(changed[0], changed[1]) and torch.equal(changed[0], changed[2])
-        drawn.add(changed[0].square().sum().item())
-    assert len(drawn) > 10, "another in each batch"
-
-
-def test_noise_keeps_to_each_pair(model):
-    """Two processes, that have every other pair, change them as one that has all."""
-    pool = "gaussian,dropout:0.1,speckle"
-    objective = LappedObjective(wavinwav.load(model), seed=0, pool=pool)
-    stego = voices(4, 0.5, 30)
-    for batch in range(5):
+    stego, drawn = voices(4, 0.5, 30), set()
+    for batch in range(10):
         whole = objective.change(stego, torch.arange(4), batch)
         for rank in (0, 1):
             part = objective.change(stego[rank::2], torch.arange(4)[rank::2], batch)
             assert (part - whole[rank::2]).abs().max() <= 1 / 32768
+        drawn.add(whole.square().sum().item())
+    assert len(drawn) > 5, "another in each batch"
 
 
 def test_random_numbers_keep_to_each_pair(model):
