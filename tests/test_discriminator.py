@@ -130,16 +130,9 @@ def test_losses_by_hand():
     other = [[torch.tensor([1.0, 0.0]), torch.tensor([3.0])], second]
     matching = feature_matching_loss(maps, other).item()
     assert matching == (1 + 3 + 0 + 0) / 4, "each map counts the same, whatever its size"
-
-
-def test_feature_matching():
-    network = MultiScaleSTFTDiscriminator((256, 128), filters=4)
-    real, fake = (buzz(2, 2000, seed=seed)[:, None].requires_grad_() for seed in (1, 2))
-    real_maps, fake_maps = network(real)[1], network(fake)[1]
-    assert feature_matching_loss(real_maps, network(real)[1]).item() == 0
-    feature_matching_loss(real_maps, fake_maps).backward()
-    assert real.grad is None
-    assert fake.grad.isfinite().all() and fake.grad.abs().max() > 0
+    real, fake = torch.ones(2, requires_grad=True), torch.zeros(2, requires_grad=True)
+    feature_matching_loss([[real]], [[fake]]).backward()
+    assert real.grad is None and fake.grad.tolist() == [-0.5, -0.5]
 
 
 def test_autocast():
@@ -171,7 +164,7 @@ def test_it_learns_to_tell_apart():
         return network(real)[0], network(real + 0.05 * torch.randn(real.shape))[0]
 
     losses = []
-    for step in range(40):
+    for step in range(24):
         loss = discriminator_loss(*pair(step))
         optimiser.zero_grad()
         loss.backward()

@@ -199,24 +199,6 @@ def test_layers(source):
             WavLMLoss(source, layers)
 
 
-def test_cosine_is_of_layer_6(tmp_path):
-    config = LARGE | dict(encoder_num_layers=7)
-    (tmp_path / "hubconf.py").write_text(TORCHAUDIO.replace("{config}", repr(config)))
-    assert WavLMLoss(str(tmp_path), distance="cosine").layers == (6,)
-    assert WavLMLoss(str(tmp_path)).layers == (1, 2, 3, 4, 5, 6, 7)
-
-
-@pytest.mark.parametrize("distance", ["l1", "cosine"])
-def test_the_estimate_can_be_optimised(source, distance):
-    loss = WavLMLoss(source, distance=distance)
-    reference, estimate = pair()
-    start = loss(reference, estimate).item()
-    for _ in range(12):
-        step = 2e-3 * gradient(loss, reference, estimate).sign()
-        estimate = (estimate - step).detach().requires_grad_()
-    assert loss(reference, estimate).item() < 0.8 * start
-
-
 def test_level_of_large_does_not_matter_and_items_are_independent(folders):
     for name in ("large", "unilm"):
         loss = WavLMLoss(folders[name])
@@ -287,9 +269,8 @@ def test_autocast_is_off_inside(source):
 def test_teacher_is_frozen_and_no_part_of_what_holds_it(source):
     loss = WavLMLoss(source)
     holder = nn.Module()
-    holder.layer, holder.loss = nn.Linear(1, 1), loss
-    assert list(holder.state_dict()) == ["layer.weight", "layer.bias"]
-    assert len(list(holder.parameters())) == 2
+    holder.loss = loss
+    assert not list(holder.parameters()) and not holder.state_dict()
     holder.train()
     assert not any(module.training for module in loss.teacher.modules())
     assert not any(p.requires_grad or p.dtype != torch.float32 for p in loss.teacher.parameters())
@@ -307,10 +288,7 @@ def test_torchaudio_bundles_from_the_cache(name, config, hub, no_network, monkey
     cache."""
     bundle = getattr(torchaudio.pipelines, name)
     large = name == "WAVLM_LARGE"
-    assert (bundle._params["extractor_mode"] == "layer_norm") == bundle._normalize_waveform == large
-    assert bundle._params["extractor_conv_layer_config"] == [(512, *shape) for _, *shape in CONVS]
-    small = dataclasses.replace(bundle, _params=config)
-    monkeypatch.setattr(torchaudio.pipelines, name, small)
+    monkeypatch.setattr(torchaudio.pipelines, name, dataclasses.replace(bundle, _params=config))
     torch.manual_seed(1)
     model = torchaudio.models.wavlm_model(**config).eval()
     (hub / "checkpoints").mkdir(parents=True)

@@ -7,7 +7,7 @@
 Shapes: B pairs in a batch, T samples in a crop.
 """
 
-import bisect
+import copy
 import io
 import itertools
 import math
@@ -52,8 +52,8 @@ class Pair(NamedTuple):
 
 
 def find_audio(folder):
-    """(path, frames, rate) of all audio files under a folder, sorted by path. A file that several
-    links lead to is listed once. Empty and unreadable files are named in one warning."""
+    """(path, frames, rate) of all audio files under a folder, sorted by path. A folder that several
+    links lead to is searched once. Empty and unreadable files are named in one warning."""
     if not os.path.isdir(folder):
         stop(f"{folder} is not a folder")
     endings = {"." + name.lower() for name in soundfile.available_formats()} - {".raw"}
@@ -69,10 +69,9 @@ def find_audio(folder):
         paths += [os.path.join(root, name) for name in names
                   if os.path.splitext(name)[1].lower() in endings]
     files, bad = [], []
-    first = {os.path.realpath(path): path for path in sorted(paths, reverse=True)}
-    for path in sorted(first.values()):
+    for path in sorted(paths):
         try:
-            with open_sound(path) as sound:
+            with open_audio(path) as sound:
                 files.append((path, sound.frames, sound.samplerate))
         except StegoError:
             bad.append(path)
@@ -83,15 +82,11 @@ def find_audio(folder):
     return files
 
 
-def open_sound(source):
-    """A files.source.Reader of a path, or of a file's bytes. Raises StegoError."""
-    return open_audio(io.BytesIO(source) if isinstance(source, bytes) else source, "it")
-
-
 def read_crop(source, rng, samples, rate):
     """A crop that begins anywhere in a path or a file's bytes: mono, at `rate` Hz, float32
     [samples], with zeros after the end of a shorter file. Raises StegoError."""
-    with open_sound(source) as sound:
+    source = io.BytesIO(source) if isinstance(source, bytes) else source
+    with open_audio(source, "it") as sound:
         need = math.ceil(samples * sound.samplerate / rate)
         if sound.frames > need:
             sound.seek(rng.randrange(sound.frames - need + 1))
@@ -135,18 +130,17 @@ class Pairs(Dataset):
         self.files, self.rate, self.samples = files, rate, samples
         self.seed, self.change, self.purpose = seed, (gain, tilt), purpose
         seconds = (max(frames / own, samples / rate) for _, frames, own in files)
-        self.ends = list(itertools.accumulate(seconds, initial=0.0))
+        self.ends = list(itertools.accumulate(seconds))
 
     def draw(self, rng, problems, other=None):
         """A crop of a file, drawn by duration from all but one, and the file's index. Appends to
         `problems` those that were unusable. Raises DataError."""
-        skipped = (self.ends[other], self.ends[other + 1]) if other is not None else (0.0, 0.0)
         for _ in range(PATIENCE):
-            place = rng.random() * (self.ends[-1] - skipped[1] + skipped[0])
-            place += (skipped[1] - skipped[0]) * (place >= skipped[0])
-            chosen = min(bisect.bisect(self.ends, place), len(self.files)) - 1
+            chosen = other
+            while chosen == other:
+                chosen, = rng.choices(range(len(self.files)), cum_weights=self.ends)
+            path = self.files[chosen][0]
             try:
-                path = self.files[chosen][0]
                 return usable_crop(path, rng, self.samples, self.rate, *self.change), chosen
             except StegoError as error:
                 problems.append(f"{path}: {error}")
@@ -161,10 +155,12 @@ class Pairs(Dataset):
         return Pair(cover, secret, number, len(problems), problems[0] if problems else "")
 
 
-class HubPairs:
+class HubPairs(IterableDataset):
     """Pairs of crops of a Hugging Face dataset, streamed: pair n of a process is of the items 2 n
     and 2 n + 1 of its share, which are shuffled, among so many, anew in each epoch. A pair with
     an unusable item is skipped."""
+
+    place = ()  # arguments of `pairs` for a DataLoader
 
     def __init__(self, stream, column, rate, samples, seed, gain=0.0, tilt=0.0, shuffled=0):
         self.stream, self.column, self.rate, self.samples = stream, column, rate, samples
@@ -191,6 +187,9 @@ class HubPairs:
                 raise DataError(f"the dataset gives no more items ({summary(error)})") from error
             if item is None:
                 raise DataError(f"the dataset has too few items for {world} processes")
+
+    def __iter__(self):
+        return self.pairs(*self.place)
 
     def pairs(self, first=0, rank=0, world=1):
         """From pair `first` of a process on, without end. Raises DataError."""
@@ -227,16 +226,6 @@ def content(item):
         return file.read()
 
 
-class Stream(IterableDataset):
-    """HubPairs as a DataLoader takes them, from a process's pair `first` on."""
-
-    def __init__(self, pairs, *place):
-        self.pairs, self.place = pairs, place
-
-    def __iter__(self):
-        return self.pairs.pairs(*self.place)
-
-
 def share(first, count, batch_size, rank, world):
     """The numbers of a process's pairs, from `first` on: of every `world` batches, one."""
     start = first + rank * batch_size
@@ -254,8 +243,8 @@ def leave_signals_to_the_parent(worker):
 def batches(pairs, batch_size, first, count, workers, rank=RANK, world=WORLD):
     """`count` batches of a process, each a Pair of tensors, from pair `first` of the run on."""
     if isinstance(pairs, HubPairs):
-        dataset = Stream(pairs, math.ceil((first - rank) / world), rank, world)
-        sampler, workers = None, min(workers, 1)
+        dataset, sampler, workers = copy.copy(pairs), None, min(workers, 1)
+        dataset.place = math.ceil((first - rank) / world), rank, world
     else:
         dataset, sampler = pairs, share(first, count, batch_size, rank, world)
     loader = DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers,
@@ -292,8 +281,6 @@ def open_hub(name, config, column):
             found = datasets.load_dataset(name, config, streaming=True)
         streams = {}
         for split, part in found.items():
-            if part.features and column not in part.features:
-                raise ValueError(f"it has no column {column}, but {', '.join(part.features)}")
             kind = (part.features or {}).get(column)
             if kind is not None and not isinstance(kind, (datasets.Audio, dict)) and (
                     getattr(kind, "dtype", None) not in ("string", "binary", "large_binary")):

@@ -105,10 +105,12 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def initialise(self, pairs):
-        """Divide the bands by the square root of their long-term level, from training crops."""
+        """Divide each band by a level half-way, in dB, between its own long-term rms and that of
+        all bands, from training crops."""
         if (bands := self.model.config.bands) > 1:
             power = wavinwav.lapped(sample(pairs, 256), bands).square().mean((0, 2))
-            self.model.level.copy_((power * power.mean()).sqrt().sqrt()[:, None])
+            rms = power.sqrt()
+            self.model.level.copy_((rms * power.mean().sqrt()).sqrt()[:, None])
 
     def draw(self, kind, numbers, purpose, shape, like):
         """Random numbers [B, *shape] of torch.randn or torch.rand, of the pairs' numbers alone."""
