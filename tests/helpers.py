@@ -28,9 +28,24 @@ LATTICE = os.path.join(ROOT, "lattice", "lattice.pt")
 INN, ROBUST = (os.path.join(ROOT, "models", f"{name}.pt") for name in ("wavinwav", "robust"))
 
 HIDE = "hide", "cover.wav", "secret.wav", "-o", "out.wav"
-WEIGHT_NORM = (  # what the old weight_norm calls its length and its direction, and the new one
-    ("weight_g", "weight_v"),
-    ("parametrizations.weight.original0", "parametrizations.weight.original1"))
+
+# WavLM-Large's networks with 8 channels and 3 layers, for torchaudio
+CONVS = [(8, 10, 5), (8, 3, 2), (8, 3, 2), (8, 3, 2), (8, 3, 2), (8, 2, 2), (8, 2, 2)]
+LARGE = dict(
+    extractor_mode="layer_norm", extractor_conv_layer_config=CONVS, extractor_conv_bias=False,
+    encoder_embed_dim=32, encoder_projection_dropout=0.1, encoder_pos_conv_kernel=16,
+    encoder_pos_conv_groups=4, encoder_num_layers=3, encoder_num_heads=4, encoder_max_distance=80,
+    encoder_num_buckets=32, encoder_attention_dropout=0.1, encoder_ff_interm_features=64,
+    encoder_ff_interm_dropout=0.1, encoder_dropout=0.1, encoder_layer_norm_first=True,
+    encoder_layer_drop=0.1, aux_num_out=None)
+TORCHAUDIO = """
+import torch
+from torchaudio.models import wavlm_model
+
+def wavlm_large(pretrained=True, progress=True, device="cuda"):
+    torch.manual_seed(0)
+    return wavlm_model(**{config}).to(device).train()
+"""
 
 # train.py's flags for networks and runs of seconds
 QUICK = [

@@ -19,10 +19,12 @@ import wavinwav
 from discriminator import Adversary
 from files import checkpoint
 from helpers import (
+    LARGE,
     QUICK,
     ROOT,
     TINY,
     TINY_PAPER,
+    TORCHAUDIO,
     gradients,
     metrics,
     train,
@@ -38,19 +40,6 @@ from wavlm_loss import WavLMLoss
 
 WEIGHTS = dict.fromkeys(("stego", "cover", "secret", "z", "wave", "stft", "snr", "wavlm"), 0)
 SHORT = ["--crop", "0.134"]  # just the longest window of the discriminator
-HUB = '''
-import torch, torchaudio
-def wavlm_large(pretrained=True, progress=True, device="cpu"):
-    torch.manual_seed(0)
-    return torchaudio.models.wavlm_model(
-        extractor_mode="layer_norm", extractor_conv_bias=False,
-        extractor_conv_layer_config=[(16, 10, 5), (16, 8, 4), (16, 4, 2)],
-        encoder_embed_dim=16, encoder_projection_dropout=0.0, encoder_pos_conv_kernel=8,
-        encoder_pos_conv_groups=2, encoder_num_layers=2, encoder_num_heads=2,
-        encoder_num_buckets=8, encoder_max_distance=16, encoder_attention_dropout=0.0,
-        encoder_ff_interm_features=32, encoder_ff_interm_dropout=0.0, encoder_dropout=0.0,
-        encoder_layer_norm_first=True, encoder_layer_drop=0.0, aux_num_out=None).eval()
-'''
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +54,7 @@ def data(tmp_path_factory):
 def hub(tmp_path_factory):
     pytest.importorskip("torchaudio")
     folder = tmp_path_factory.mktemp("hub")
-    (folder / "hubconf.py").write_text(HUB)
+    (folder / "hubconf.py").write_text(TORCHAUDIO.replace("{config}", repr(LARGE)))
     return folder
 
 

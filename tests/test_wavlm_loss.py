@@ -11,30 +11,12 @@ from torch import nn
 from torch.nn import functional
 
 from files.resample import resample
-from helpers import buzz, same
+from helpers import CONVS, LARGE, TORCHAUDIO, buzz, same
 from wavlm_loss import WavLMLoss
 
 torchaudio = pytest.importorskip("torchaudio")  # whose networks are the teachers
 
-# WavLM's, with 8 channels
-CONVS = [(8, 10, 5), (8, 3, 2), (8, 3, 2), (8, 3, 2), (8, 3, 2), (8, 2, 2), (8, 2, 2)]
-LARGE = dict(
-    extractor_mode="layer_norm", extractor_conv_layer_config=CONVS, extractor_conv_bias=False,
-    encoder_embed_dim=32, encoder_projection_dropout=0.1, encoder_pos_conv_kernel=16,
-    encoder_pos_conv_groups=4, encoder_num_layers=3, encoder_num_heads=4, encoder_max_distance=80,
-    encoder_num_buckets=32, encoder_attention_dropout=0.1, encoder_ff_interm_features=64,
-    encoder_ff_interm_dropout=0.1, encoder_dropout=0.1, encoder_layer_norm_first=True,
-    encoder_layer_drop=0.1, aux_num_out=None)
 BASE = LARGE | dict(extractor_mode="group_norm", encoder_layer_norm_first=False)
-
-TORCHAUDIO = """
-import torch
-from torchaudio.models import wavlm_model
-
-def wavlm_large(pretrained=True, progress=True, device="cuda"):
-    torch.manual_seed(0)
-    return wavlm_model(**{config}).to(device).train()
-"""
 
 UNILM = """
 import torch
