@@ -36,32 +36,16 @@ def conv(inputs: int, outputs: int, kernel: tuple, stride: int = 1, dilation: in
     return nn.Sequential(OrderedDict(conv=weight_norm(layer) if norm else layer))
 
 
-class Spectrogram(nn.Module):
-    """The complex STFT with a Hann window, divided by the window's norm, at hops of a quarter of
-    it: torchaudio.transforms.Spectrogram(normalized="window", center=False)."""
-
-    def __init__(self, n_fft: int):
-        super().__init__()
-        self.register_buffer("window", torch.hann_window(n_fft))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B, C, T] -> [B, C, F, N], in float32: half precision has too small a range, and no
-        FFT on a CPU."""
-        n_fft = len(self.window)
-        with torch.autocast(x.device.type, enabled=False):
-            spectrum = torch.stft(x.float().flatten(0, 1), n_fft, n_fft // 4, window=self.window,
-                                  center=False, return_complex=True)
-            return (spectrum / self.window.square().sum().sqrt()).unflatten(0, x.shape[:2])
-
-
 class STFTDiscriminator(nn.Module):
     """One scale: convs over the complex STFT, whose receptive field grows in time by dilation and
-    in frequency by stride."""
+    in frequency by stride. The STFT, at hops of a quarter of its Hann window, is divided by the
+    window's norm."""
 
     def __init__(self, n_fft: int, filters: int = 32, channels: int = 1, slope: float = 0.2):
         super().__init__()
         self.slope = slope
-        self.spec_transform = Spectrogram(n_fft)
+        self.spec_transform = nn.Module()  # the originals' place for the window
+        self.spec_transform.register_buffer("window", torch.hann_window(n_fft))
         self.convs = nn.ModuleList([
             conv(2 * channels, filters, (3, 9), norm=False),
             *(conv(filters, filters, (3, 9), stride=2, dilation=dilation)
@@ -73,8 +57,12 @@ class STFTDiscriminator(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """x [B, C, T], T at least n_fft -> logits [B, 1, N, F / 8] and the 5 feature maps, in the
         precision of the autocast."""
-        spectrum = self.spec_transform(x)
-        x = torch.cat([spectrum.real, spectrum.imag], 1).transpose(2, 3)  # [B, 2C, N, F]
+        window = self.spec_transform.window
+        with torch.autocast(x.device.type, enabled=False):  # half precision has too small a range
+            spectrum = torch.stft(x.float().flatten(0, 1), len(window), len(window) // 4,
+                                  window=window, center=False, return_complex=True)
+            spectrum = (spectrum / window.norm()).unflatten(0, x.shape[:2]).transpose(2, 3)
+        x = torch.cat([spectrum.real, spectrum.imag], 1)  # [B, 2C, N, F]
         maps = []
         for layer in self.convs:
             x = functional.leaky_relu(layer(x), self.slope)

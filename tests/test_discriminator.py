@@ -10,7 +10,6 @@ from torch.nn import functional
 
 from discriminator import (
     MultiScaleSTFTDiscriminator,
-    Spectrogram,
     STFTDiscriminator,
     discriminator_loss,
     feature_matching_loss,
@@ -68,16 +67,6 @@ def by_hand(x, state, n_fft, slope):
     ({}, 283398), (dict(n_ffts=FIVE), 472330)], ids=["encodec", "audiocraft"])
 def test_number_of_parameters(n_ffts, count):
     assert sum(p.numel() for p in MultiScaleSTFTDiscriminator(**n_ffts).parameters()) == count
-
-
-@pytest.mark.parametrize("n_fft", [2048, 128])
-def test_spectrogram_is_torchaudios(n_fft):
-    transforms = pytest.importorskip("torchaudio").transforms
-    theirs = transforms.Spectrogram(n_fft, hop_length=n_fft // 4, power=None, normalized="window",
-                                    center=False)
-    ours, x = Spectrogram(n_fft), buzz(4, 5000).view(2, 2, -1)
-    ours.load_state_dict(theirs.state_dict(), strict=True)
-    assert (ours(x) - theirs(x)).abs().max() < 1e-5
 
 
 def test_shapes():
@@ -138,14 +127,9 @@ def test_losses_by_hand():
 def test_autocast():
     network = MultiScaleSTFTDiscriminator((256, 128), filters=8)
     x = buzz(2, 4000)[:, None].requires_grad_()
-    spectra = []
-    for scale in network.discriminators:
-        scale.spec_transform.register_forward_hook(
-            lambda module, inputs, output: spectra.append(output.dtype))
     exact, exact_maps = network(x)
     with torch.autocast("cpu", torch.bfloat16):
         logits, maps = network(x.bfloat16())
-    assert spectra == [torch.complex64] * 4
     assert {y.dtype for scale in [logits, *maps] for y in scale} == {torch.bfloat16}
     for a, b in zip([*exact, *exact_maps[0]], [*logits, *maps[0]]):
         assert (a - b.float()).norm() < 0.03 * a.norm()
