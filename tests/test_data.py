@@ -42,6 +42,15 @@ def test_crops_are_what_the_file_has(folder):
         data.read_crop(folder / "missing.wav", random.Random(0), 4000, 16000)
 
 
+@pytest.mark.parametrize("flag", ["--data_dir", "--hf_dataset"])
+def test_one_file_makes_no_pair(folder, hub, tmp_path, flag):
+    soundfile.write(tmp_path / "0.wav", voice(1, 16000, 0), 16000)
+    speech = folder if flag == "--data_dir" else hub / "parquet"
+    more = ["--hf_column", "speech"] * (flag == "--hf_dataset")
+    with pytest.raises(SystemExit, match="too few audio files to validate on: 1, and a pair"):
+        train(flag, speech, *more, *TINY, "--val_dir", tmp_path, "--out_dir", tmp_path / "run")
+
+
 def test_a_flac_of_unknown_length(tmp_path):
     """As ffmpeg writes it into a pipe: no number of samples in its header, and no checksum."""
     x = voice(1, 16000, 0)

@@ -307,42 +307,41 @@ def choose_split(streams, split, flag):
     return streams[split]
 
 
-def split_files(data_dir, val_dir):
-    """Training and validation files, from two folders, or from one by its list of files alone."""
-    files = find_audio(data_dir)
-    if val_dir:
-        train, val = files, find_audio(val_dir)
-    else:
-        random.Random(0).shuffle(files)
-        count = max(2, len(files) // 20)
-        train, val = files[count:], files[:count]
-    for purpose, part, folder in (("train", train, data_dir), ("validate", val, val_dir)):
-        if len(part) < 2:
-            kept = "" if val_dir else f" ({len(val)} of them are kept for validation)"
-            stop(f"{folder or data_dir} has too few audio files to {purpose} on: {len(part)} of "
-                 f"the {len(files)} readable ones in {data_dir}{kept}, and a pair needs 2")
-    return train, val
+def need_two(files, purpose, folder, note=""):
+    """The files, of which a pair needs two. Ends the run where there are fewer."""
+    if len(files) < 2:
+        stop(f"{folder} has too few audio files to {purpose} on: {len(files)}{note}, and a pair "
+             "needs 2")
+    return files
 
 
 def open_data(flags, rate, samples):
     """Pairs to train on, pairs to validate on, and a description of both, by the flags data_dir,
-    hf_*, val_dir, val_pairs, gain and seed."""
-    seed = f"train {flags.seed}"
+    hf_*, val_dir, val_pairs, gain and seed. One folder is split by its list of files alone."""
+    seed, val = f"train {flags.seed}", None
+    if flags.val_dir:
+        val_files = need_two(find_audio(flags.val_dir), "validate", flags.val_dir)
+        val = Pairs(val_files, rate, samples, "val", purpose="validate")
     if not flags.hf_dataset:
-        train, val = split_files(flags.data_dir, flags.val_dir)
-        return (Pairs(train, rate, samples, seed, flags.gain, flags.tilt),
-                Pairs(val, rate, samples, "val", purpose="validate"),
-                f"{len(train)} files to train on, {len(val)} to validate on")
+        files = find_audio(flags.data_dir)
+        note = f" of the {len(files)} readable ones"
+        if not val:
+            random.Random(0).shuffle(files)
+            count = max(2, len(files) // 20)
+            files, val_files = files[count:], files[:count]
+            val = Pairs(val_files, rate, samples, "val", purpose="validate")
+            note += f" ({len(val_files)} of them are kept for validation)"
+        need_two(files, "train", flags.data_dir, note)
+        return (Pairs(files, rate, samples, seed, flags.gain, flags.tilt), val,
+                f"{len(files)} files to train on, {len(val_files)} to validate on")
 
     column, reserved = flags.hf_column, 2 * flags.val_pairs
     streams = open_hub(flags.hf_dataset, flags.hf_config, column)
     stream, about = choose_split(streams, flags.hf_split, "hf_split"), flags.val_dir
-    if flags.val_dir:
-        val = Pairs(find_audio(flags.val_dir), rate, samples, "val", purpose="validate")
-    elif flags.hf_val_split:
+    if not val and flags.hf_val_split:
         held_out = choose_split(streams, flags.hf_val_split, "hf_val_split")
         val, about = HubPairs(held_out, column, rate, samples, "val"), f"its {flags.hf_val_split}"
-    else:
+    elif not val:
         val = HubPairs(stream.take(reserved), column, rate, samples, "val")
         stream, about = stream.skip(reserved), f"its first {reserved} items"
     train = HubPairs(stream, column, rate, samples, seed, flags.gain, flags.tilt, shuffled=1000)
