@@ -67,7 +67,7 @@ def refused(*flags, main=main):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("main, preset", [
-    (main, TINY), (main, TINY_PAPER), (lattice_main, TINY_LATTICE)],
+    (main, TINY), (main, [*TINY_PAPER, "--average", "0.9"]), (lattice_main, TINY_LATTICE)],
     ids=["lapped", "paper", "lattice"])
 def test_killed_and_resumed_ends_as_uninterrupted(data, tmp_path, capsys, main, preset):
     flags = ["--data_dir", data, *preset, "--steps", 12]
