@@ -17,6 +17,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
+from secrets import token_hex
 
 import torch
 from torch import nn
@@ -41,9 +42,10 @@ def replacing(path: str | os.PathLike, overwrite: bool = True) -> Iterator[str]:
     mode = 0o666 & ~umask
     with contextlib.suppress(FileNotFoundError):  # but not a name that is too long
         mode = stat.S_IMODE(os.stat(path).st_mode)
-    file, temporary = tempfile.mkstemp(**temporary_name(path))
-    os.close(file)
-    try:
+    place = temporary_name(path)
+    temporary = os.path.join(place["dir"], place["prefix"] + token_hex(4) + place["suffix"])
+    try:  # a signal may come as soon as the file is there
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         yield temporary
         os.chmod(temporary, mode)
         if not overwrite:
