@@ -148,7 +148,13 @@ class PaperINN(nn.Module):
 
     @precise
     def hide(self, cover: Tensor, secret: Tensor) -> Pair:
-        """cover, secret [T] or [B, T] in [-1, 1] -> stego, r, like them. Raises ValueError."""
+        """cover, secret [T] or [B, T] in [-1, 1] -> stego, r, like them. Raises ValueError.
+
+        Without gradients, as `reveal`. With them, and [B, T]:
+
+            stego, r = model(cover, secret)
+            cover_, secret_ = model.inverse(stego, torch.zeros_like(r))
+        """
         pair = self(*_rows(self, self.config.bands, cover=cover, secret=secret))
         return tuple(x.view_as(cover) for x in pair)
 
@@ -387,7 +393,14 @@ class LappedINN(nn.Module):
         cover, secret: [T] or [B, T] in [-1, 1]; snr: of the stego in dB, 0 to 120, the config's
         if None. Returns stego, like cover, multiples of 1 / 32768 that do not clip; and r,
         [2, T] or [B, 2, T]: what `reveal` lacks of cover and secret without it. The lowest bits
-        of a few samples at the start hold the setting. Raises ValueError."""
+        of a few samples at the start hold the setting. Raises ValueError.
+
+        Without gradients, as `reveal`. With them, and [B, T], not rounded:
+
+            setting = model.fit(cover, secret, snr)
+            stego, _ = model(cover, secret, setting)
+            cover_, secret_ = model.inverse(stego, setting)
+        """
         x, y = _rows(self, SHORTEST, cover=cover, secret=secret)
         snr = self.config.stego_snr if snr is None else snr
         if not 0 <= snr <= 120:
