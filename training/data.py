@@ -52,8 +52,8 @@ class Pair(NamedTuple):
 
 
 def find_audio(folder):
-    """(path, frames, rate) of all audio files under a folder, sorted by path. A folder that several
-    links lead to is searched once. Empty and unreadable files are named in one warning."""
+    """(path, frames, rate) of all audio files under a folder, sorted by path. A file or folder that
+    several links lead to counts once. Empty and unreadable files are named in one warning."""
     if not os.path.isdir(folder):
         stop(f"{folder} is not a folder")
     endings = {"." + name.lower() for name in soundfile.available_formats()} - {".raw"}
@@ -68,8 +68,9 @@ def find_audio(folder):
         searched.add(real)
         paths += [os.path.join(root, name) for name in names
                   if os.path.splitext(name)[1].lower() in endings]
+    first = {os.path.realpath(path): path for path in sorted(paths, reverse=True)}
     files, bad = [], []
-    for path in sorted(paths):
+    for path in sorted(first.values()):
         try:
             with open_audio(path) as sound:
                 files.append((path, sound.frames, sound.samplerate))
