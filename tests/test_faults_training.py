@@ -151,12 +151,24 @@ def test_a_run_without_a_best_model_says_so(data, tmp_path):
         train("--data_dir", data, "--out_dir", tmp_path / "a", "--resume")
 
 
-def test_a_checkpoint_that_lacks_something(tmp_path):
-    content = {"wavinwav": checkpoint.FORMAT, "config": {}, "state_dict": {}, "training": {
-        "step": 1, "used": [0], "optimiser": {}}}
+@pytest.fixture(scope="module")
+def halfway(data, tmp_path_factory):
+    """The last.pt of a run that has stopped."""
+    folder = tmp_path_factory.mktemp("halfway")
+    train("--data_dir", data, *TINY, "--steps", 2, "--save_every", 1, "--out_dir", folder)
+    return folder / "last.pt"
+
+
+@pytest.mark.parametrize("lacking", ["flags", "optimiser", "step", "config", "state_dict", "used",
+                                     "best", "scaler", "window"])
+def test_a_checkpoint_that_lacks_something(data, halfway, tmp_path, lacking):
+    content = checkpoint.read(halfway)
+    content["training"]["flags"]["steps"] = 4
+    for part in (content, content["training"]):
+        part.pop(lacking, None)
     torch.save(content, tmp_path / "last.pt")
-    with pytest.raises(SystemExit, match="last.pt is damaged: it lacks flags"):
-        main(["--out_dir", str(tmp_path), "--resume"])
+    with pytest.raises(SystemExit, match=f"last.pt is damaged: it lacks {lacking}"):
+        main(["--data_dir", str(data), "--out_dir", str(tmp_path), "--resume"])
 
 
 @pytest.mark.skipif(os.name == "nt", reason="open files cannot be removed")

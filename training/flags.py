@@ -24,7 +24,6 @@ FREE_ON_RESUME = {"data_dir", "val_dir", "steps", "device", "workers", "out_dir"
                   "log_every", "val_every", "save_every", "tensorboard", "no_progress"}
 POSITIVE = {"crop", "steps", "batch_size", "accumulate", "lr", "clip", "log_every", "val_every",
             "save_every", "val_pairs"}
-REQUIRED = {"config", "state_dict", "flags", "step", "used", "optimiser"}  # of last.pt
 
 
 @dataclass
@@ -106,6 +105,17 @@ def make_parser(cls, presets, description):
     return parser
 
 
+class Saved(dict):
+    """What a checkpoint holds; ends the run where something is missing."""
+
+    def __init__(self, content, path):
+        super().__init__(content)
+        self.path = path
+
+    def __missing__(self, name):
+        stop(f"{self.path} is damaged: it lacks {name}")
+
+
 def read(cls, presets, description, argv=None):
     """Flags of a command line, and those of the run that it resumes.
 
@@ -129,8 +139,7 @@ def read(cls, presets, description, argv=None):
             stop(str(error))
         if "training" not in resumed:
             stop(f"{path} is a model, not a checkpoint: start from it with --init_from")
-        if lacking := REQUIRED - resumed.keys() - resumed["training"].keys():
-            stop(f"{path} is damaged: it lacks {', '.join(lacking)}")
+        resumed = Saved(resumed | {"training": Saved(resumed["training"], path)}, path)
         saved = resumed["training"]["flags"]
         for name, value in given.items():
             if name not in FREE_ON_RESUME and value != saved.get(name):
