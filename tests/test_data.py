@@ -1,6 +1,7 @@
 """data.py: which files are found, which crops they give, and to which process."""
 
 import itertools
+import os
 import random
 
 import numpy as np
@@ -21,6 +22,22 @@ def folder(tmp_path_factory):
         soundfile.write(folder / f"{i}.wav", voice(1, 16000, i), 16000)
         soundfile.write(folder / "deep" / f"{i}.flac", voice(1, 48000, i), 48000)
     return folder
+
+
+def test_links_do_not_multiply_the_data(folder, tmp_path):
+    speech = tmp_path / "speech"
+    (speech / "a").mkdir(parents=True)
+    soundfile.write(speech / "a" / "0.wav", voice(1, 16000, 0), 16000)
+    try:
+        os.symlink(speech, speech / "a" / "loop", target_is_directory=True)
+        os.symlink(folder, speech / "twice", target_is_directory=True)
+        os.symlink(folder, speech / "a" / "thrice", target_is_directory=True)
+    except OSError:
+        pytest.skip("no links here")
+    files = data.find_audio(str(speech))
+    assert len(files) == 7
+    assert len({os.path.realpath(path) for path, _, _ in files}) == 7
+    assert files == data.find_audio(str(speech)) and files == sorted(files)
 
 
 def test_crops_are_what_the_file_has(folder):

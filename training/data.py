@@ -7,6 +7,7 @@
 Shapes: B pairs in a batch, T samples in a crop.
 """
 
+import bisect
 import copy
 import io
 import itertools
@@ -131,15 +132,16 @@ class Pairs(Dataset):
         self.files, self.rate, self.samples = files, rate, samples
         self.seed, self.change, self.purpose = seed, (gain, tilt), purpose
         seconds = (max(frames / own, samples / rate) for _, frames, own in files)
-        self.ends = list(itertools.accumulate(seconds))
+        self.ends = list(itertools.accumulate(seconds, initial=0.0))
 
     def draw(self, rng, problems, other=None):
         """A crop of a file, drawn by duration from all but one, and the file's index. Appends to
         `problems` those that were unusable. Raises DataError."""
+        skipped = (self.ends[other], self.ends[other + 1]) if other is not None else (0.0, 0.0)
         for _ in range(PATIENCE):
-            chosen = other
-            while chosen == other:
-                chosen, = rng.choices(range(len(self.files)), cum_weights=self.ends)
+            place = rng.random() * (self.ends[-1] - skipped[1] + skipped[0])
+            place += (skipped[1] - skipped[0]) * (place >= skipped[0])
+            chosen = min(bisect.bisect(self.ends, place), len(self.files)) - 1
             path = self.files[chosen][0]
             try:
                 return usable_crop(path, rng, self.samples, self.rate, *self.change), chosen
