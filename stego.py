@@ -60,6 +60,7 @@ from files.parts import load_model, method_of
 from files.secret import read_secret
 from files.sound import check_output, decibel, decode, note, placing, silence, writing
 from files.streams import standard_streams
+from wavinwav import LappedConfig
 
 MOST_LOST = 100  # how many times longer a stego may have been than what is left of it
 MOST_KEY = 1 << 16  # bytes
@@ -265,7 +266,7 @@ def main(argv=None):
     revealing.add_argument("stego", metavar="STEGO.wav", help="file that hide wrote")
     hiding.add_argument("--snr", type=float, metavar="DB",
                         help="stego SNR in dB: a higher one leaves the secret less quality "
-                             "(default: 48, a lattice 52)")
+                             f"(default: {LappedConfig.stego_snr:g}, a lattice 52)")
     hiding.add_argument("--shaping", type=float, metavar="X",
                         help="lattice models: 0 gives the secret the best SNR, up to 1 moves its "
                              "noise to where it is loud, for the ear (default: the more, the fewer "
