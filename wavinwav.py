@@ -14,6 +14,7 @@ Shapes: B batch, T samples, M bands of the lapped transform, F frames, P phases 
 """
 
 import copy
+import functools
 import math
 from dataclasses import dataclass, fields
 from typing import NamedTuple
@@ -100,9 +101,11 @@ class DenseSubnet(nn.Module):
 
 def precise(method):
     """Run a method without gradients and without autocast, in which the inverse is not exact."""
-    for device in "cpu", "cuda", "mps", "xpu":
-        method = torch.autocast(device, enabled=False)(method)
-    return torch.no_grad()(method)
+    @functools.wraps(method)
+    def run(self, *args, **options):
+        with torch.no_grad(), torch.autocast(next(self.parameters()).device.type, enabled=False):
+            return method(self, *args, **options)
+    return run
 
 
 class PaperINN(nn.Module):
