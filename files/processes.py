@@ -17,12 +17,14 @@ from files.command import StegoError, noting_signals
 _work = None  # what a worker process does; it inherits it
 
 
-def _start(work):
+def _start(work, parent):
     global _work
     _work = work
     torch.set_num_threads(1)
     libc = ctypes.CDLL(None)
     libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end when the parent is killed
+    if os.getppid() != parent:  # it was killed before that
+        os._exit(1)
     with contextlib.suppress(AttributeError):  # musl has none
         libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD: keep freed memory, half of
         libc.mallopt(-3, 1 << 30)  # the time would go to returning it to the system
@@ -47,7 +49,7 @@ def in_order(work, tasks, unit=None):
 def _in_processes(work, tasks, workers):
     fork, waiting = multiprocessing.get_context("fork"), collections.deque()
     others = multiprocessing.active_children()
-    with ProcessPoolExecutor(workers, fork, _start, (work,)) as pool:
+    with ProcessPoolExecutor(workers, fork, _start, (work, os.getpid())) as pool:
         try:
             for task in tasks:
                 if len(waiting) > workers:  # results that nobody takes would fill the memory

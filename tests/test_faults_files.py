@@ -378,6 +378,29 @@ def test_workers_go_when_only_their_parent_is_killed(long):
     assert not any(map(runs, workers))
 
 
+KILLED_EARLY = """
+import os, signal, time
+from files import processes
+
+def early(*args, start=processes._start):
+    parent = os.getppid()
+    os.kill(parent, signal.SIGKILL)
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    start(*args)
+
+os.cpu_count, processes._start = lambda: 2, early
+list(processes.in_order(time.sleep, [100, 100]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there are no workers")
+def test_workers_go_when_their_parent_is_killed_before_they_have_started():
+    done = subprocess.run([sys.executable, "-c", KILLED_EARLY], cwd=ROOT, timeout=60,
+                          capture_output=True)  # until no process has these streams
+    assert done.returncode == -signal.SIGKILL
+
+
 def test_a_folder_in_use_is_left_alone(long):
     pid, streams, _ = started(long)
     inside, = os.listdir(long / "tmp")
