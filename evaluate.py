@@ -14,6 +14,9 @@ packages: pip install -r requirements-eval.txt
 Shapes: T samples. Signals are float tensors [T] in [-1, 1).
 """
 
+import files.start  # noqa: F401
+
+# isort: split
 import argparse
 import math
 import os

@@ -29,14 +29,12 @@ import sys
 
 if __name__ == "__main__":
     import gc
-    import tempfile
     gc.disable()  # while torch creates its many objects, none of which is garbage
-    try:
-        tempfile.gettempdir()  # which some of what torch imports needs
-    except FileNotFoundError as error:
-        sys.exit(f"error: {error.strerror}; set TMPDIR to a folder with room")
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # also under python -P
 
+import files.start  # noqa: F401
+
+# isort: split
 import argparse
 import codecs
 import getpass

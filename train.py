@@ -22,6 +22,9 @@ is killed and resumed ends as it would have without, however many processes shar
 Shapes: B pairs in this process's batch, T samples.
 """
 
+import files.start  # noqa: F401
+
+# isort: split
 import contextlib
 import copy
 import itertools
@@ -150,7 +153,7 @@ PRESETS = {
 DEFAULTS = {preset: asdict(NETWORKS[preset]()) | PRESETS[preset] for preset in PRESETS}
 LONGEST_WINDOW = 2048  # samples, of the STFTs; that of the losses is half reflected at both ends
 MOST_SKIPPED = 20  # steps in a row
-EXPLODED = 1e6  # a loss that is larger than any that learns
+EXPLODED = 1e6  # a loss that is never left: with the usual weights it begins below 1000
 
 
 def useful(flags):

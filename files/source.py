@@ -23,6 +23,7 @@ READ_AT_ONCE = 1 << 17  # samples
 UNKNOWN = 1 << 62  # libsndfile's number of frames is larger where a FLAC header has none
 LARGEST = 16  # magnitude of samples, 24 dB above full scale; larger ones are on another scale
 _quiet_lock = threading.Lock()
+_counted = {}  # frames of files, by what the system says of them
 
 
 class Reader(soundfile.SoundFile):
@@ -98,7 +99,7 @@ def open_audio(source, name=None):
             raw, cut = mp3.with_length(file.detach())
             file = Reader(raw, name, cut)
         elif file.format == "FLAC" and file.frames > UNKNOWN:
-            count = sum(map(len, file.pieces("int16")))
+            count = _decoded_frames(file)
             at = file.head.index(b"fLaC") + 18  # of 28 bits of other fields, and 36 of the length
             field = int.from_bytes(file.head[at:at + 8], "big") + count
             head = file.head[:at] + field.to_bytes(8, "big")
@@ -124,6 +125,18 @@ def _open(path, name):
         raise StegoError(f"{name} is a folder, a pipe or a device; give a sound file, or - for the "
                          "standard input")
     return open(os.open(path, os.O_RDONLY), "rb")  # without a name, whose end soundfile would heed
+
+
+def _decoded_frames(file):
+    """The frames of a Reader's file, decoded to its end, which is done once for each file."""
+    try:
+        system = os.fstat(file.raw.fileno())
+    except io.UnsupportedOperation:  # it is in memory
+        return sum(map(len, file.pieces("int16")))
+    key = system.st_dev, system.st_ino, system.st_size, system.st_mtime_ns
+    if key not in _counted:
+        _counted[key] = sum(map(len, file.pieces("int16")))
+    return _counted[key]
 
 
 def check_whole(file):

@@ -9,6 +9,9 @@ validation; lattice.load reads both), metrics.csv and metrics.png.
 Shapes: B pairs of a batch, T samples, N crops.
 """
 
+import files.start  # noqa: F401
+
+# isort: split
 import math
 import os
 import sys

@@ -272,12 +272,16 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_no_folder_for_temporary_files(folder):
-    words = [sys.executable, "-c", NO_FOLDER, os.path.join(ROOT, "stego.py"), *HIDE]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+@pytest.mark.parametrize("script", ["stego.py", "train.py", "evaluate.py", "lattice/train.py"])
+def test_no_folder_for_temporary_files_at_the_start(script):
+    words = [sys.executable, "-c", NO_FOLDER, script, "--data_dir", "x"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr == (
         "error: No usable temporary directory found in ['/nowhere']; set TMPDIR to a folder with "
         "room\n")
+
+
+def test_no_folder_for_temporary_files(folder):
     code, _, err = run_stego(folder, *HIDE, temporary="/nowhere")  # gone since it was found
     assert code == 1 and err.startswith("error: temporary files cannot be written (No such file")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from files import mp3
+from files import mp3, source
 from files.command import StegoError
 from files.sound import decode, read_audio
 from files.source import open_audio
@@ -153,7 +153,7 @@ def unknown_length(x, rate):
 
 
 @pytest.mark.parametrize("seconds", [0.01, 1, 20])
-def test_flac_of_unknown_length(tmp_path, seconds):
+def test_flac_of_unknown_length(tmp_path, monkeypatch, seconds):
     x = voice(seconds, 16000, 1)
     path = tmp_path / "pipe.flac"
     path.write_bytes(unknown_length(x, 16000))
@@ -163,6 +163,10 @@ def test_flac_of_unknown_length(tmp_path, seconds):
     with open_audio(path) as file:
         file.seek(len(x) - 100)
         assert np.allclose(file.read(200), x[-100:], atol=1e-4)
+    monkeypatch.setattr(source.Reader, "pieces", None)
+    with open_audio(path) as file:  # decoded again only once it has changed
+        assert file.frames == len(x)
+    monkeypatch.undo()
     path.write_bytes(unknown_length(x, 16000)[:-30])
     with pytest.raises(StegoError, match="pipe.flac cannot be read to its end"):
         read_audio(path)
