@@ -19,6 +19,11 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "slow: seconds each; -m 'not slow' leaves them out")
 
 
+def pytest_collection_modifyitems(items):
+    """The slow ones first, so that no process has one left when the others are done."""
+    items.sort(key=lambda item: "slow" not in item.keywords)
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Whatever ran before in this process."""
@@ -32,6 +37,18 @@ def fixed_nonce(monkeypatch):
     """A key's nonces come from a seed, in this process: a score that depends on them is the same in
     every run. (No parameter gives them: two files of one nonce would betray each other.)"""
     monkeypatch.setattr(os, "urandom", random.Random(0).randbytes)
+
+
+@pytest.fixture(scope="session")
+def speech(tmp_path_factory):
+    """A folder of eight voices of 1 s."""
+    import soundfile
+
+    from helpers import voice
+    folder = tmp_path_factory.mktemp("speech")
+    for i in range(8):
+        soundfile.write(folder / f"{i}.wav", voice(1, 16000, i), 16000)
+    return folder
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 
 import numpy as np
@@ -211,6 +212,30 @@ def refused(folder, words, expected, **more):
     assert sorted(os.listdir(folder)) == before and not os.listdir(folder / "tmp")
 
 
+def members(session):
+    """Processes of a session, those that have ended and wait for their parent left out."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat") as file:
+                state, _, _, own = file.read().rpartition(")")[2].split()[:4]
+        except OSError:  # it has ended since
+            continue
+        if int(own) == session and state != "Z":
+            found.append(int(name))
+    return found
+
+
+def all_end(session):
+    """Whether all processes of a session end within a minute; those that do not are killed."""
+    deadline = time.monotonic() + 60
+    while (left := members(session)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for process in left:
+        os.kill(process, signal.SIGKILL)
+    return not left
+
+
 # ---------------------------------------------------------------- train.py
 
 def train_command(*flags, module="train"):
@@ -223,6 +248,18 @@ def train(*flags, main=train_main):
     """Run train.py, or another main, in this process, which has loaded torch already."""
     torch.set_num_threads(1)
     main([str(flag) for flag in flags])
+
+
+def begun(folder, *flags, module="train"):
+    """A long run that has written its first rows, in a session of its own."""
+    flags = [*flags, "--steps", 10000, "--out_dir", folder]
+    process = subprocess.Popen(train_command(*flags, module=module), cwd=ROOT, text=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                               start_new_session=True)
+    while not (folder / "metrics.csv").exists() or len(metrics(folder)) < 2:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    return process
 
 
 KILLED = """

@@ -1,5 +1,6 @@
 """discriminator.py against an account of each layer of its own, and the originals' state dicts."""
 
+import contextlib
 import copy
 import re
 
@@ -9,6 +10,8 @@ from torch import nn
 from torch.nn import functional
 
 from discriminator import (
+    FAKES,
+    Adversary,
     MultiScaleSTFTDiscriminator,
     STFTDiscriminator,
     discriminator_loss,
@@ -160,3 +163,26 @@ def test_it_learns_to_tell_apart():
     assert losses[0] > 1.9 and discriminator_loss(real, fake) < 1, losses
     for a, b in zip(real, fake):
         assert a.mean((1, 2, 3)).min() > b.mean((1, 2, 3)).max(), "in a new batch too"
+
+
+def test_adversary():
+    """It learns from waves that are detached, and judges with its weights frozen."""
+    adversary = Adversary(1e-3, 1.0, "cpu", contextlib.nullcontext)
+    waves = {name: buzz(1, 2048, seed=seed).requires_grad_()
+             for seed, name in enumerate(("cover", "secret", *FAKES))}
+
+    def changed_by(act, *more):
+        before = copy.deepcopy(adversary.network.state_dict())
+        act(*more)
+        after = adversary.network.state_dict()
+        return any(not torch.equal(before[name], after[name]) for name in after)
+
+    assert not changed_by(lambda: sum(adversary.judge(waves)).backward())
+    assert all(waves[name].grad.any() for name in FAKES)
+    assert all(parameter.grad is None for parameter in adversary.network.parameters())
+    for wave in waves.values():
+        wave.grad = None
+    assert changed_by(adversary.learn, waves)
+    assert all(wave.grad is None for wave in waves.values())
+    broken = {name: wave * torch.nan for name, wave in waves.items()}
+    assert not changed_by(adversary.learn, broken), "the step is skipped"

@@ -12,7 +12,6 @@ import time
 from functools import partial
 
 import pytest
-import soundfile
 import torch
 
 import wavinwav
@@ -35,19 +34,11 @@ from helpers import (
 )
 from lattice.train import table_settings
 from training import noise
-from training.losses import LappedObjective, Objective, recompute, snr, term_names
+from training.losses import LappedObjective, recompute, snr, term_names
 from wavlm_loss import WavLMLoss
 
 WEIGHTS = dict.fromkeys(("stego", "cover", "secret", "z", "wave", "stft", "snr", "wavlm"), 0)
 SHORT = ["--crop", "0.134"]  # just the longest window of the discriminator
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("voices")
-    for i in range(8):
-        soundfile.write(folder / f"{i}.wav", voice(1, 16000, i), 16000)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +50,10 @@ def hub(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(data, tmp_path_factory):
+def model(speech, tmp_path_factory):
     """A small model, trained a little without noise."""
     folder = tmp_path_factory.mktemp("clean")
-    run(data, folder, *TINY, "--steps", 40, "--lr", "3e-3", "--val_every", 40)
+    run(speech, folder, *TINY, "--steps", 40, "--lr", "3e-3", "--val_every", 40)
     return folder / "best.pt"
 
 
@@ -95,8 +86,8 @@ def test_recomputation_changes_no_gradient(subnet):
         assert model.blocks[1].phi.passes == 3, "once, and again in the backward pass"
 
 
-def run(data, folder, *flags):
-    train(*(["--data_dir", data] if data else []), "--out_dir", folder, *flags)
+def run(speech, folder, *flags):
+    train("--data_dir", speech, "--out_dir", folder, *flags)
     return metrics(folder)
 
 
@@ -106,10 +97,10 @@ BANDS = ["--preset", "bands", "--crop", 0.15, "--warmup", 20, "--log_every", 20,
 
 
 @pytest.fixture(scope="module")
-def bands(data, tmp_path_factory):
+def bands(speech, tmp_path_factory):
     """The folder of a short run of the paper's blocks on bands."""
     folder = tmp_path_factory.mktemp("bands")
-    run(data, folder, *BANDS, "--growth", 16)
+    run(speech, folder, *BANDS, "--growth", 16)
     return folder
 
 
@@ -158,17 +149,17 @@ def hiss(x, decibel):
     return noise.gaussian(x, normal, decibel)
 
 
-def test_noise_in_training_helps_against_noise(data, model, tmp_path):
+def test_noise_in_training_helps_against_noise(speech, model, tmp_path):
     flags = [*QUICK, "--init_from", model, "--steps", 100, "--lr", "3e-3", "--val_every", 100]
-    run(data, tmp_path, *flags, "--noise", "gaussian:30")
+    run(speech, tmp_path, *flags, "--noise", "gaussian:30")
     after, before = (secret_snr(path, partial(hiss, decibel=30))[0]
                      for path in (tmp_path / "last.pt", model))
     assert after > before + 1
 
 
-def test_robust_stage_reveals_better_and_hides_the_same(data, bands, tmp_path):
+def test_robust_stage_reveals_better_and_hides_the_same(speech, bands, tmp_path):
     model, robust = bands / "last.pt", tmp_path / "last.pt"
-    run(data, tmp_path, *BANDS, "--robust_from", model, "--noise", "gaussian:10")
+    run(speech, tmp_path, *BANDS, "--robust_from", model, "--noise", "gaussian:10")
     before, stego_before = secret_snr(model, partial(hiss, decibel=10))
     after, stego_after = secret_snr(robust, partial(hiss, decibel=10))
     assert torch.equal(stego_before, stego_after)
@@ -181,43 +172,15 @@ def test_robust_stage_reveals_better_and_hides_the_same(data, bands, tmp_path):
     assert len(moved) > len(added) / 2
 
 
-def test_discriminator_learns_from_waves_that_are_detached(data, tmp_path):
+def test_discriminator_learns_while_the_network_trains(speech, tmp_path):
     """Of the paper's network, whose waves are far from true ones under much noise."""
     flags = [*TINY_PAPER, *SHORT, "--adversarial", "--disc_lr", "2e-3", "--noise", "gaussian:0",
              "--adv_weight", 0, "--feat_weight", 0, "--disc_start", 2, "--steps", 24]
-    found = run(data, tmp_path, *flags)
-    losses = [float(row["disc_loss"]) for row in found]
+    losses = [float(row["disc_loss"]) for row in run(speech, tmp_path, *flags)]
     assert losses[0] == 0 and min(losses[-4:]) < 0.9 * losses[1], "it starts late, and then learns"
     network = wavinwav.load(tmp_path / "best.pt")
     names = wavinwav.build(network.config).state_dict().keys()
     assert network.state_dict().keys() == names, "it stays out of the model"
-
-    # then the network learns to mislead it, as it stands
-    adversary = Adversary(1e-3, 1.0, "cpu", contextlib.nullcontext)
-    adversary.load_state_dict(checkpoint.read(tmp_path / "last.pt")["training"]["adversary"])
-    before = {name: value.clone() for name, value in adversary.network.state_dict().items()}
-    objective = Objective(network.train(), seed=0)
-    cover, secret = (voices(4, 0.132, seed) for seed in (30, 40))
-    optimiser, losses = torch.optim.Adam(network.parameters(), 3e-4), []
-    for _ in range(8):
-        _, _, waves = objective(cover, secret, torch.arange(4), 0, WEIGHTS)
-        loss = sum(adversary.judge(waves))
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0] - 0.02, losses
-    after = adversary.network.state_dict()
-    assert all(torch.equal(before[name], value) for name, value in after.items())
-    assert all(parameter.grad is None for parameter in adversary.network.parameters())
-    optimiser.zero_grad()
-    adversary.learn(waves)
-    assert all(parameter.grad is None for parameter in network.parameters())
-    learned = {name: x.clone() for name, x in adversary.network.state_dict().items()}
-    assert any(not torch.equal(before[name], value) for name, value in learned.items())
-    assert adversary.learn({name: x * torch.nan for name, x in waves.items()}).isnan()
-    after = adversary.network.state_dict()
-    assert all(torch.equal(learned[name], value) for name, value in after.items()), "it is skipped"
 
 
 TERMS = ["stego_stft", "cover_stft", "secret_stft", "z", "secret_wave", "secret_snr",
@@ -247,15 +210,14 @@ EVERYTHING = ["--adversarial", "--disc_start", "3", *SHORT, "--noise", ",".join(
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_with_everything_on(data, hub, tmp_path):
-    flags = ["--data_dir", data, *TINY, *EVERYTHING, "--wavlm_weight", "1", "--wavlm_source", hub,
-             "--steps", 10]
+def test_killed_and_resumed_with_everything_on(speech, hub, tmp_path):
+    flags = ["--data_dir", speech, *TINY, *EVERYTHING, "--wavlm_weight", "1", "--wavlm_source", hub,
+             "--steps", 6]
     whole = tmp_path / "whole"
-    subprocess.run(train_command(*flags, "--out_dir", whole), check=True, capture_output=True)
+    train(*flags, "--out_dir", whole)
     cut = tmp_path / "cut"
     train_killed(*flags, "--out_dir", cut)
-    again = train_command(*flags, "--out_dir", cut, "--resume")
-    subprocess.run(again, check=True, capture_output=True)
+    train(*flags, "--out_dir", cut, "--resume")
     assert torch.equal(weights(cut / "last.pt"), weights(whole / "last.pt"))
     a, b = (checkpoint.read(folder / "last.pt")["training"]["adversary"]["network"]
             for folder in (cut, whole))
@@ -267,16 +229,16 @@ def test_killed_and_resumed_with_everything_on(data, hub, tmp_path):
 @pytest.mark.parametrize("flags", [
     [*TINY, *EVERYTHING, "--disc_start", 1, "--steps", 2, "--amp", "fp32"],
     [*TINY_PAPER, "--steps", 6, "--amp", "fp32"]], ids=["lapped", "paper"])
-def test_two_processes_train_as_one(data, tmp_path, flags):
+def test_two_processes_train_as_one(speech, tmp_path, flags):
     """In metrics.csv and by their gradients, not their weights: Adam moves a weight as far for a
     gradient that is all rounding as for any other, so that weights may be apart by the sum of the
     learning rates. Without clipping, for the same reason."""
-    flags = ["--data_dir", data, *flags, "--clip", 1e6, "--val_every", 2]
+    flags = ["--data_dir", speech, *flags, "--clip", 1e6, "--val_every", 2]
     done = subprocess.run(torchrun(2, *flags, "--out_dir", tmp_path / "two"),
                           capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("parameters to train") == 1
-    run(data, tmp_path / "one", *flags[2:], "--batch_size", 4)
+    run(speech, tmp_path / "one", *flags[2:], "--batch_size", 4)
     # Sums in another order are 1e-6 apart. After a step, samples of the stego that are rounded to
     # 16 bits the other way make it up to 4e-4, and 2e-3 for the discriminator, whose gradients of
     # true and false nearly cancel. Other noise makes it 0.01 to 1; other pairs, 0.1 to 1.
@@ -295,10 +257,10 @@ def test_two_processes_train_as_one(data, tmp_path, flags):
 
 
 @pytest.mark.slow
-def test_another_number_of_processes_goes_on(data, tmp_path):
+def test_another_number_of_processes_goes_on(speech, tmp_path):
     """Stopped between checkpoints while two processes train; one goes on, with the pairs that come
     next."""
-    flags = ["--data_dir", data, *TINY, "--steps", 1_000_000, "--save_every", 1_000_000]
+    flags = ["--data_dir", speech, *TINY, "--steps", 1_000_000, "--save_every", 1_000_000]
     process = subprocess.Popen(torchrun(2, *flags, "--out_dir", tmp_path), text=True,
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while not (tmp_path / "metrics.csv").exists() or len(metrics(tmp_path)) < 2:
@@ -308,7 +270,7 @@ def test_another_number_of_processes_goes_on(data, tmp_path):
     assert "last.pt is of step" in (errors := process.communicate(timeout=60)[1]), errors
     saved = checkpoint.read(tmp_path / "last.pt")["training"]
     assert 4 <= saved["step"] < 1_000_000 and max(saved["used"]) == 4 * saved["step"]
-    again = train_command("--data_dir", data, *TINY, "--out_dir", tmp_path, "--resume")
+    again = train_command("--data_dir", speech, *TINY, "--out_dir", tmp_path, "--resume")
     process = subprocess.Popen(again, stderr=subprocess.PIPE, text=True)
     while len(metrics(tmp_path)) < saved["step"] // 2 + 2:
         assert process.poll() is None, process.stderr.read()

@@ -69,7 +69,8 @@ def test_training_and_evaluation(tmp_path):
             "lattice": ("lattice/train.py", *TINY_LATTICE)}
     done = run(*([*words, "--data_dir", tmp_path, "--out_dir", tmp_path / name, "--steps", 2]
                  for name, words in runs.items()),
-               ["evaluate.py", "--cover", COVER, "--secret", SECRET, "--no_perceptual"])
+               ["evaluate.py", "--cover", COVER, "--secret", SECRET, "--no_perceptual",
+                "--model", "lattice", "wavinwav"])
     for name in runs:
         assert (tmp_path / name / "last.pt").exists()
     assert "secret" in done.stdout

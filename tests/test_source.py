@@ -12,7 +12,8 @@ from files.command import StegoError
 from files.sound import decode, read_audio
 from files.source import open_audio
 from files.streams import private_folder
-from helpers import run_inside, voice, voices_in
+from helpers import refused, run_inside, voice, voices_in
+from training.data import find_audio
 
 RATE = 22050  # MPEG-2: 576 samples in a frame
 
@@ -160,6 +161,7 @@ def test_flac_of_unknown_length(tmp_path, monkeypatch, seconds):
     assert soundfile.info(path).frames > 1 << 62
     y, count = read(path)
     assert len(y) == count == len(x)
+    assert find_audio(str(tmp_path)) == [(str(path), len(x), 16000)], "for training too"
     with open_audio(path) as file:
         file.seek(len(x) - 100)
         assert np.allclose(file.read(200), x[-100:], atol=1e-4)
@@ -203,15 +205,15 @@ def test_joined_ogg_files_are_refused(tmp_path):
 # ---------------------------------------------------------------- samples
 
 @pytest.mark.parametrize("value, message", [
-    (np.nan, "NaN or infinite"), (np.inf, "NaN or infinite"), (20000, "20000 times full scale")])
+    (np.nan, "that are NaN or infinite"), (np.inf, "that are NaN or infinite"),
+    (20000, "of 20000 times full scale")])
 def test_samples_that_are_refused(tmp_path, value, message):
     x = voice(1, 16000, 1)
     x[5000] = value
     folder = voices_in(tmp_path)
     soundfile.write(folder / "x.wav", x, 16000, "FLOAT")
     for words in (("x.wav", "secret.wav"), ("cover.wav", "x.wav")):
-        code, _, err = run_inside(folder, "hide", *words, "-o", "out.wav")
-        assert code == 1 and err.startswith("error: x.wav has samples") and message in err
+        refused(folder, ("hide", *words, "-o", "out.wav"), f"x.wav has samples {message}")
 
 
 def test_an_mp3_from_a_pipe_is_hidden_to_its_end(tmp_path):

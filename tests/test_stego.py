@@ -268,10 +268,10 @@ def test_pieces_and_processes_do_not_matter(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @EITHER
-def test_ten_minutes_lose_what_hide_printed(tmp_path, model):
+def test_minutes_lose_what_hide_printed(tmp_path, model):
     """In parts of their usual size, through the commands."""
     louder = np.linspace(0.3, 1, 160_000)
-    x, y = (np.resize(voice(20, 8000, seed) * louder, 600 * 8000 - seed) for seed in (5, 6))
+    x, y = (np.resize(voice(20, 8000, seed) * louder, 260 * 8000 - seed) for seed in (5, 6))
     paths = [str(tmp_path / name) for name in ("cover.wav", "secret.wav", "stego.wav", "found.wav")]
     soundfile.write(paths[0], x, 8000)
     soundfile.write(paths[1], y, 8000)
