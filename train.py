@@ -45,18 +45,19 @@ from discriminator import Adversary
 from files import checkpoint
 from files.command import noting_signals, tell
 from training import data
-from training.flags import Common, check, read
+from training.flags import Common, read
 from training.losses import LappedObjective, Objective, recompute, term_names
 from training.processes import (
     RANK,
     WORLD,
+    faults_in_one_line,
     first_process_first,
     run,
     set_up,
     stop,
     sum_of_all,
 )
-from training.record import Record, claim, refuse_another_run
+from training.record import Record
 from wavlm_loss import WavLMLoss
 
 
@@ -110,23 +111,7 @@ class Flags(Common):
     #                  a kind twice to double its probability; the others are speckle, lowpass,
     #                  quantize, dropout and gain (units and usual strengths: training/noise.py)
 
-    # optimisation
-    steps: int = None  # optimiser steps in all; a finished run can be resumed with more
-    batch_size: int = None  # pairs in a batch of one process
-    accumulate: int = 1  # batches whose gradients are added up for one step
-    lr: float = None  # peak learning rate of Adam
-    beta2: float = 0.99  # Adam's second decay rate
-    schedule: Literal["cosine", "decay"] = None  # after the warm-up: cosine to zero, or divided by
-    #                                              10 at each quarter of the run
-    warmup: int = None  # steps in which the learning rate rises from zero
-    clip: float = None  # norm to which a larger gradient is scaled down
-    spike: float = 0.0  # skip a step whose gradient is this many times the usual; 0: never
-    average: float = 0.0  # decay of averaged weights, which are validated and saved as best.pt; 0:
-    #                       the weights themselves are
-    seed: int = 0  # of the weights, the data and the noise
-
     # machine
-    device: str = ""  # cpu, cuda, cuda:1, ... (default: cuda where there is one)
     amp: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # precision of the subnets in training;
     #                                        auto: bf16 or else fp16 on CUDA, fp32 elsewhere
     recompute: bool = None  # keep the activations of one subnet only, and compute them again: far
@@ -225,65 +210,65 @@ def make_model(flags, resumed):
 
 
 def main(argv=None):
-    flags, given, resumed, error = read(Flags, DEFAULTS, __doc__, argv)
-    check(flags, given, useful(flags), error)
-    if flags.beta2 >= 1:
-        error("--beta2 must be below 1")
+    flags, resumed, error = read(Flags, DEFAULTS, __doc__, argv, useful)
     if not term_names(weigh(flags)) and not flags.adversarial:
         error("every loss has the weight 0")
-    last_path, best_path = (os.path.join(flags.out_dir, name) for name in ("last.pt", "best.pt"))
-    state = resumed["training"] if resumed else dict(
-        step=0, used=[0], best=-math.inf, unusable=0, reason="")
-    first_step, best = state["step"], state["best"]
-    if first_step >= flags.steps:
-        if RANK == 0:
-            tell(f"{last_path} has all its {flags.steps} steps: give --steps with more", sys.stdout)
-        return
-    if not resumed:
-        refuse_another_run(flags.out_dir)
     device, precision, amp = set_up(flags.device, flags.amp)
-
-    # the network, the data, the losses, and what trains them
     torch.manual_seed(flags.seed)
-    try:
+    with faults_in_one_line():
         model = make_model(flags, resumed)
         rate, hop = model.config.sample_rate, getattr(model.config, "bands", 1)
-        samples = max(1, round(flags.crop * rate / hop)) * hop
         least = LONGEST_WINDOW if flags.adversarial else LONGEST_WINDOW // 2 + 1
-        if samples < least:
-            stop(f"--crop {flags.crop:g} is too short: {least} samples are the least, "
-                 f"{least / rate:.3f} s")
-        train_pairs, val_pairs, about = data.open_data(flags, rate, samples)
-        count = math.ceil(flags.val_pairs / flags.batch_size / WORLD)
-        val_set = list(data.batches(val_pairs, flags.batch_size, 0, count, workers=0))
-        wavlm = None
+        opened = data.open_data(flags, rate, hop, least)
+        wavlm = adversary = None
         if flags.wavlm_weight:
             with first_process_first():  # it downloads the weights for the others
                 wavlm = WavLMLoss(flags.wavlm_source, None, flags.wavlm_distance, rate, device)
         objective = (LappedObjective if flags.preset == "lapped" else Objective)(
             model, flags.seed, amp, flags.noise, wavlm, flags.snr_ceiling)
         if not (resumed or flags.init_from or flags.robust_from):
-            objective.initialise(train_pairs)
+            objective.initialise(opened[0])
         if flags.recompute:
             recompute(model)
-        objective.to(device)
-        adversary = Adversary(flags.disc_lr, flags.clip, device, amp, precision == "fp16"
-                              ) if flags.adversarial else None
-    except (ValueError, RuntimeError, OSError, data.DataError) as error:
-        stop(" ".join(str(error).split()))
+        if flags.adversarial:
+            adversary = Adversary(flags.disc_lr, flags.clip, device, amp, precision == "fp16")
+    fit(flags, resumed, objective, opened, device, precision, term_names(weigh(flags)),
+        partial(weigh, flags), adversary)
+
+
+def fit(flags, resumed, objective, opened, device, precision="fp32", terms=(), weigh=None,
+        adversary=None, sign=1):
+    """Train, from the beginning or from where a run was stopped.
+
+    flags, resumed: from `read`
+    objective: a module as losses.Objective: `model`, `scores`, `forward` and `validate`
+    opened: from `data.open_data`
+    terms: names of the terms of the loss that get columns in metrics.csv
+    weigh: function of the share of the run that is done, to the weights that `forward` gets
+    sign: -1 for scores of which lower ones are better
+    """
+    pairs, val_set, about = opened
+    last_path, best_path = (os.path.join(flags.out_dir, name) for name in ("last.pt", "best.pt"))
+    state = resumed["training"] if resumed else dict(
+        step=0, used=[0], best=-math.inf, unusable=0, reason="")
+    first_step, best, model = state["step"], state["best"], objective.to(device).model
+    if first_step >= flags.steps:
+        if RANK == 0:
+            tell(f"{last_path} has all its {flags.steps} steps: give --steps with more", sys.stdout)
+        return
     trained = [p for p in model.parameters() if p.requires_grad]
     parallel = objective
     if WORLD > 1:  # robust: the last phi on the way back changes nothing but cover^
         parallel = DistributedDataParallel(objective, broadcast_buffers=False,
-                                           find_unused_parameters=bool(flags.robust_from))
-    optimiser = torch.optim.Adam(trained, flags.lr, betas=(0.9, flags.beta2), fused=True)
+                                           find_unused_parameters=hasattr(model, "robust_blocks"))
+    optimiser = torch.optim.Adam(trained, flags.lr, betas=(0.9, 0.99), fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
     # the state of the run
     averaged = copy.deepcopy(model) if flags.average else model
     against_names = ["disc_loss", "adv_loss", "feat_loss"] if adversary else []
-    measured = ["loss", *(f"loss_{name}" for name in term_names(weigh(flags))), *objective.scores,
-                *against_names, "grad_norm"]
+    measured = ["loss", *(f"loss_{name}" for name in terms), *objective.scores, *against_names,
+                "grad_norm"]
     window = torch.zeros(len(measured) + 1, device=device)  # sums since the last row, and steps
     skipped = torch.zeros(3, device=device)  # steps: in all, just now; the usual gradient norm
     used, unusable, reason = max(state["used"]), state["unusable"] * (RANK == 0), state["reason"]
@@ -295,10 +280,9 @@ def main(argv=None):
         if flags.average:
             averaged.load_state_dict(state["averaged"])
         window, skipped = state["window"].to(device), state["skipped"].to(device)
-        if isinstance(train_pairs, data.HubPairs) and len(state["used"]) == WORLD:
+        if isinstance(pairs, data.HubPairs) and len(state["used"]) == WORLD:
             used = state["used"][RANK]
     if RANK == 0:
-        claim(flags.out_dir)
         record = Record(flags.out_dir, ["step", *measured, "lr", "skipped", "unusable",
                                         *(f"val_{name}" for name in objective.scores)],
                         first_step, flags.tensorboard)
@@ -322,14 +306,14 @@ def main(argv=None):
             distributed.barrier()
 
     remaining = (flags.steps - first_step) * flags.accumulate
-    loader = data.batches(train_pairs, flags.batch_size, used, remaining, flags.workers)
+    loader = data.batches(pairs, flags.batch_size, used, remaining, flags.workers)
     bar = tqdm(total=flags.steps, initial=first_step, dynamic_ncols=True,
                disable=flags.no_progress or RANK > 0)
     with noting_signals() as signals:
         for step in range(first_step, flags.steps):
             try:
-                pairs, lost = list(itertools.islice(loader, flags.accumulate)), ""
-            except (data.DataError, RuntimeError, OSError) as error:
+                batches, lost = list(itertools.islice(loader, flags.accumulate)), ""
+            except (RuntimeError, OSError) as error:
                 lost = data.summary(error)
             # One process may get a signal or lose its data before the others: all end together.
             code = torch.tensor(max([int(lost != ""), *(128 + number for number in signals)]))
@@ -342,25 +326,25 @@ def main(argv=None):
                 sys.exit(code)
 
             # Nothing here waits for the device, until there is a row to write.
-            rate_now, weights = learning_rate(step, flags), weigh(flags, step / flags.steps)
+            lr, weights = learning_rate(step, flags), weigh and weigh(step / flags.steps)
             for group in optimiser.param_groups:
-                group["lr"] = rate_now
+                group["lr"] = lr
             optimiser.zero_grad()
             sums = torch.zeros(len(measured) - 1, device=device)
-            for micro, pair in enumerate(pairs):
+            for micro, pair in enumerate(batches):
                 cover, secret = (x.to(device, non_blocking=True) for x in pair[:2])
                 last = WORLD == 1 or micro == flags.accumulate - 1  # then gradients are shared
                 with contextlib.nullcontext() if last else parallel.no_sync():
                     batch = step * flags.accumulate + micro
-                    terms, scores, waves = parallel(cover, secret, pair.number, batch, weights)
-                    loss = sum(terms.values())
+                    parts, scores, waves = parallel(cover, secret, pair.number, batch, weights)
+                    loss = sum(parts.values())
                     against = [torch.zeros((), device=device)] * len(against_names)
                     if adversary and step >= flags.disc_start:
                         against = [adversary.learn(waves), *adversary.judge(waves)]
                         loss = loss + flags.adv_weight * against[1] + flags.feat_weight * against[2]
                     scaler.scale(loss / flags.accumulate).backward()
                 with torch.no_grad():
-                    sums += torch.stack([loss, *terms.values(), *scores, *against])
+                    sums += torch.stack([loss, *map(parts.get, terms), *scores, *against])
                 used, unusable = pair.number[-1].item() + 1, unusable + sum(pair.unusable).item()
                 reason = reason or max(pair.reason)
             scaler.unscale_(optimiser)
@@ -396,19 +380,18 @@ def main(argv=None):
                     stop(f"the loss has exploded, to {means[0]:.3g} at step {done}: try a lower "
                          "--lr, or --spike 5")
                 bad = sum_of_all(torch.tensor(unusable)).item()
-                row = dict(zip(measured, means), step=done, lr=rate_now, skipped=total,
-                           unusable=bad)
+                row = dict(zip(measured, means), step=done, lr=lr, skipped=total, unusable=bad)
                 if done % flags.val_every == 0 or done == flags.steps:
                     totals, sounds = objective.validate(val_set, device, averaged)
                     *totals, count = sum_of_all(totals).tolist()
                     row |= {f"val_{name}": total / count
                             for name, total in zip(objective.scores, totals)}
-                    if sum(totals) / count > best:
-                        best = sum(totals) / count
+                    if sign * sum(totals) / count > best:
+                        best = sign * sum(totals) / count
                         if RANK == 0:
                             checkpoint.save(averaged, best_path)
                     if RANK == 0:
-                        record.sounds(done, sounds, rate)
+                        record.sounds(done, sounds, model.config.sample_rate)
                 if RANK == 0:
                     record.row(row)
                     bar.set_postfix_str(", ".join(f"{name} {row[name]:.1f}"
@@ -422,8 +405,8 @@ def main(argv=None):
         record.finish()
         if bad:
             tell(f"{bad} files or items could not be used, the first: {reason}", sys.stderr)
-        tell(f"done: {best_path} is the best model, stego {row['val_stego_snr']:.1f} dB, secret "
-             f"{row['val_secret_snr']:.1f} dB in the last validation", sys.stdout)
+        last = ", ".join(f"val_{name} {row[f'val_{name}']:.2f}" for name in objective.scores)
+        tell(f"done: {best_path} is the best model; the last validation: {last}", sys.stdout)
     if WORLD > 1:
         distributed.destroy_process_group()
 

@@ -26,7 +26,6 @@ from training import data as data_module
     (["--warmup", "-1"], "--warmup must be"), (["--workers", "-1"], "--workers must be"),
     (["--crop", "inf"], "--crop must be a number"), (["--crop", "0"], "--crop must be above 0"),
     (["--seed", "-1"], "--seed must be"), (["--seed", str(1 << 64)], "--seed must be below"),
-    (["--beta2", "1"], "--beta2 must be below 1"),
     (["--adversarial", "--disc_start", "-5"], "--disc_start must be"),
     (["--preset", "none"], "--preset: invalid choice"), (["--steps", "1e3"], "--steps: invalid"),
     (["--recompute"], "--recompute has no effect here: it needs --preset paper"),

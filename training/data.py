@@ -35,7 +35,7 @@ PATIENCE = 100  # unusable files before the run ends
 OLDEST_DATASETS = "3.6"
 
 
-class DataError(Exception):
+class DataError(RuntimeError):
     """Why there are no more pairs, in one line."""
 
     def __init__(self, text):  # a DataLoader puts a worker's traceback before it
@@ -318,26 +318,41 @@ def need_two(files, purpose, folder, note=""):
     return files
 
 
-def open_data(flags, rate, samples):
-    """Pairs to train on, pairs to validate on, and a description of both, by the flags data_dir,
-    hf_*, val_dir, val_pairs, gain and seed. One folder is split by its list of files alone."""
-    seed, val = f"train {flags.seed}", None
+def open_data(flags, rate, hop, least=1):
+    """Pairs to train on, batches to validate on, and a description of both, by the flags data_dir,
+    hf_*, val_dir, val_pairs, crop, gain, tilt and seed. Crops are of whole hops and `least` samples
+    or more. One folder is split by its list of files alone."""
+    samples = max(1, round(flags.crop * rate / hop)) * hop
+    if samples < least:
+        stop(f"--crop {flags.crop:g} is too short: {least} samples are the least, "
+             f"{least / rate:.3f} s")
+    open_pairs = open_dataset if flags.hf_dataset else open_folder
+    val = None
     if flags.val_dir:
         val_files = need_two(find_audio(flags.val_dir), "validate", flags.val_dir)
         val = Pairs(val_files, rate, samples, "val", purpose="validate")
-    if not flags.hf_dataset:
-        files = find_audio(flags.data_dir)
-        note = f" of the {len(files)} readable ones"
-        if not val:
-            random.Random(0).shuffle(files)
-            count = max(2, len(files) // 20)
-            files, val_files = files[count:], files[:count]
-            val = Pairs(val_files, rate, samples, "val", purpose="validate")
-            note += f" ({len(val_files)} of them are kept for validation)"
-        need_two(files, "train", flags.data_dir, note)
-        return (Pairs(files, rate, samples, seed, flags.gain, flags.tilt), val,
-                f"{len(files)} files to train on, {len(val_files)} to validate on")
+    train, val, about = open_pairs(flags, rate, samples, val)
+    count = math.ceil(flags.val_pairs / flags.batch_size / WORLD)
+    return train, list(batches(val, flags.batch_size, 0, count, workers=0)), about
 
+
+def open_folder(flags, rate, samples, val):
+    """The pairs of --data_dir, those to validate on, if there are none yet, and a description."""
+    files = find_audio(flags.data_dir)
+    note = f" of the {len(files)} readable ones"
+    if not val:
+        random.Random(0).shuffle(files)
+        count = max(2, len(files) // 20)
+        files, held_out = files[count:], files[:count]
+        val = Pairs(held_out, rate, samples, "val", purpose="validate")
+        note += f" ({len(held_out)} of them are kept for validation)"
+    need_two(files, "train", flags.data_dir, note)
+    return (Pairs(files, rate, samples, f"train {flags.seed}", flags.gain, flags.tilt), val,
+            f"{len(files)} files to train on, {len(val.files)} to validate on")
+
+
+def open_dataset(flags, rate, samples, val):
+    """The same of --hf_dataset."""
     column, reserved = flags.hf_column, 2 * flags.val_pairs
     streams = open_hub(flags.hf_dataset, flags.hf_config, column)
     stream, about = choose_split(streams, flags.hf_split, "hf_split"), flags.val_dir
@@ -347,7 +362,8 @@ def open_data(flags, rate, samples):
     elif not val:
         val = HubPairs(stream.take(reserved), column, rate, samples, "val")
         stream, about = stream.skip(reserved), f"its first {reserved} items"
-    train = HubPairs(stream, column, rate, samples, seed, flags.gain, flags.tilt, shuffled=1000)
+    train = HubPairs(stream, column, rate, samples, f"train {flags.seed}", flags.gain, flags.tilt,
+                     shuffled=1000)
     try:
         next(train.items())
     except DataError as error:

@@ -5,7 +5,7 @@
         # optimisation
         lr: float = None  # peak learning rate; None: the preset's default
 
-    flags, given, resumed, error = read(Flags, {"small": {"lr": 1e-3}}, "How to train", argv)
+    flags, resumed, error = read(Flags, {"small": {"lr": 1e-3}}, "How to train", argv)
 """
 
 import argparse
@@ -14,11 +14,12 @@ import math
 import os
 import re
 from dataclasses import asdict, dataclass, fields
-from typing import get_args
+from typing import Literal, get_args
 
 from files import checkpoint
 from files.command import Parser
 from training.processes import stop
+from training.record import refuse_another_run
 
 FREE_ON_RESUME = {"data_dir", "val_dir", "steps", "device", "workers", "out_dir", "resume",
                   "log_every", "val_every", "save_every", "tensorboard", "no_progress"}
@@ -45,6 +46,21 @@ class Common:
     #                    many dB, change the speed by up to half, add faint noise; 0: do not
     val_pairs: int = 64  # pairs in the fixed validation set, each of one crop's length
     workers: int = 1  # processes that load data; 0: load in the training process
+
+    # optimisation
+    steps: int = None  # optimiser steps in all; a finished run can be resumed with more
+    batch_size: int = None  # pairs in a batch of one process
+    accumulate: int = 1  # batches whose gradients are added up for one step
+    lr: float = None  # peak learning rate of Adam
+    schedule: Literal["cosine", "decay"] = None  # after the warm-up: cosine to zero, or divided by
+    #                                              10 at each quarter of the run
+    warmup: int = None  # steps in which the learning rate rises from zero
+    clip: float = None  # norm to which a larger gradient is scaled down
+    spike: float = 0.0  # skip a step whose gradient is this many times the usual; 0: never
+    average: float = 0.0  # decay of averaged weights, which are validated and saved as best.pt; 0:
+    #                       the weights themselves are
+    seed: int = 0  # of the weights, the data and the noise
+    device: str = ""  # cpu, cuda, cuda:1, ... (default: cuda where there is one)
 
     # output
     out_dir: str = ""  # folder of the run (default: runs/PRESET)
@@ -116,13 +132,14 @@ class Saved(dict):
         stop(f"{self.path} is damaged: it lacks {name}")
 
 
-def read(cls, presets, description, argv=None):
+def read(cls, presets, description, argv=None, needs=lambda flags: []):
     """Flags of a command line, and those of the run that it resumes.
 
     cls: dataclass with the fields preset, out_dir and resume, and others
     presets: {name: {field: default}}
-    -> the flags; {name: value} of those that were given; the content of last.pt or None; the
-    parser's function to end with a message
+    needs: function of the flags that gives (names of flags, whether they have an effect, what they
+        need to have one), ...
+    -> the flags; the content of last.pt or None; the parser's function to end with a message
     """
     parser = make_parser(cls, presets, description)
     given = vars(parser.parse_args(argv))
@@ -148,7 +165,10 @@ def read(cls, presets, description, argv=None):
         if saved.keys() != {field.name for field in fields(cls)}:
             stop(f"{path} was written by another version: start from it with --init_from")
         flags = cls(**saved | {name: given[name] for name in given.keys() & FREE_ON_RESUME})
-    return flags, given, resumed, parser.error
+    check(flags, given, needs(flags), parser.error)
+    if not resumed:
+        refuse_another_run(flags.out_dir)
+    return flags, resumed, parser.error
 
 
 def check(flags, given, needs, error):

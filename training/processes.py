@@ -53,6 +53,15 @@ def set_up(device, precision):
 
 
 @contextlib.contextmanager
+def faults_in_one_line():
+    """End the run with one line for what a user can mend while it is set up."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        stop(" ".join(str(error).split()))
+
+
+@contextlib.contextmanager
 def first_process_first():
     """Run a block in the first process, and then in the others."""
     if RANK > 0:

@@ -41,13 +41,14 @@ def refuse_another_run(folder):
 
 
 class Record:
-    """Appends rows to metrics.csv, and to TensorBoard's events if asked for.
+    """Claims a folder. Appends rows to its metrics.csv, and to TensorBoard's events if asked for.
 
     header: names of the columns, the first of which is the step
     step: at which a resumed run goes on; rows of later steps come again, and are dropped
     """
 
     def __init__(self, folder, header, step=0, tensorboard=False):
+        claim(folder)
         self.path, self.writer = os.path.join(folder, "metrics.csv"), None
         rows = []
         if step and os.path.exists(self.path):
