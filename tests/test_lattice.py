@@ -8,7 +8,6 @@ import torch
 
 import stego
 import wavinwav
-from files import checkpoint
 from files.command import StegoError
 from files.container import DENSE, Cipher, Header, bytes_of, sealed
 from files.sound import READ_AT_ONCE
@@ -247,15 +246,6 @@ def test_what_was_cut_off_is_silent(model, files, capsys):
             files.reveal(model, hidden[:length], force=True)
 
 
-def test_a_stego_of_another_model_is_refused(model, shipped, files):
-    hidden, *_ = files.hide(model, pcm(16000, seed=13), pcm(16000, seed=14))
-    with pytest.raises(StegoError, match="another model"):
-        files.reveal(shipped, hidden)
-    for samples in (pcm(16000, seed=13), hidden[1:], hidden[:100]):
-        with pytest.raises(StegoError, match="no secret"):
-            files.reveal(model, samples)
-
-
 @pytest.mark.parametrize("cover, secret", [
     (torch.zeros(16000), None), (None, torch.zeros(16000)), (torch.zeros(16000), torch.zeros(5)),
     (torch.full((16000,), -1.0), torch.full((16000,), 0.999)), (None, torch.full((9000,), 0.1))])
@@ -381,21 +371,8 @@ def test_training_counts_the_bits_that_coding_takes(shipped):
         assert estimate == pytest.approx(cost, rel=0.05)
 
 
-def test_each_module_loads_its_own_models(tmp_path):
+def test_each_module_loads_its_own_models():
     with pytest.raises(ValueError, match="lattice.pt is not a network .* lattice.load"):
         wavinwav.load(LATTICE)
     with pytest.raises(ValueError, match="wavinwav.pt is not a lattice .* wavinwav.load"):
         lattice.load(INN)
-    content = checkpoint.read(LATTICE)
-    content["state_dict"]["coder.frequency"][0] = 0
-    torch.save(content, tmp_path / "tables.pt")
-    with pytest.raises(ValueError, match="tables.pt is not a lattice"):
-        lattice.load(tmp_path / "tables.pt")
-
-
-@pytest.mark.parametrize("field, value", [("bands", 100), ("bands", 0), ("bands", 1024),
-                                          ("growth", 0), ("sample_rate", 0.5),
-                                          ("preset", "lapped")])
-def test_an_invalid_config_is_refused(field, value):
-    with pytest.raises(ValueError, match=f"{field}={value!r}.* is impossible"):
-        LatticeConfig(**{field: value})

@@ -34,3 +34,9 @@ def test_files_that_are_named_exist():
 def test_every_script_is_in_the_list_of_files():
     scripts = {name for name in os.listdir(ROOT) if name.endswith(".py") and name != "conftest.py"}
     assert all(f"`{name}`" in README for name in scripts)
+
+
+def test_wavinwav_needs_torch_and_the_standard_library_only():
+    with open(os.path.join(ROOT, "wavinwav.py")) as file:
+        names = set(re.findall(r"^(?:import|from) (\w+)", file.read(), re.M))
+    assert names - set(sys.stdlib_module_names) == {"torch"}

@@ -1,11 +1,9 @@
 """stego.py as a user runs it: real files through the real commands, with the shipped models."""
 
-import ast
 import io
 import math
 import os
 import re
-import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -66,9 +64,7 @@ def test_lossless_where_the_cover_has_room(tmp_path):
     assert np.array_equal(found, secret)
 
 
-@pytest.mark.parametrize("rate, model", [
-    (8000, LATTICE), (48000, LATTICE), (8000, INN), (24000, INN), (48000, INN)],
-    ids=["8000, lattice", "48000, lattice", "8000, INN", "24000, INN", "48000, INN"])
+@pytest.mark.parametrize("rate, model", [(48000, LATTICE), (8000, INN)], ids=["lattice", "INN"])
 def test_secret_is_brought_to_the_rate_of_the_cover(tmp_path, rate, model):
     """Another rate, two channels, another format; a cover that fills no whole number of frames."""
     soundfile.write(tmp_path / "cover.flac", voice(2.0003, rate, 1), rate)
@@ -143,29 +139,9 @@ def test_what_is_lost_is_said(tmp_path, kind, rates, message):
         assert printed_snrs(out)[1] == pytest.approx(4.8, abs=0.1)
 
 
-def test_wavinwav_copied_alone_is_enough(tmp_path):
-    """It needs torch and the standard library only."""
-    nodes = list(ast.walk(ast.parse(open(os.path.join(ROOT, "wavinwav.py")).read())))
-    names = {x.name for node in nodes if isinstance(node, ast.Import) for x in node.names}
-    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
-    assert {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) == {"torch"}
-    shutil.copy(os.path.join(ROOT, "wavinwav.py"), tmp_path)
-    shutil.copy(INN, tmp_path / "model.pt")
-    program = """
-import torch, wavinwav
-model = wavinwav.load("model.pt")
-cover, secret = 0.1 * torch.randn(2, 16000)
-stego, r = model.hide(cover, secret)
-print(model.reveal(stego)[1].shape, (model.reveal(stego, r)[1] - secret).abs().max().item() < 1e-3)
-"""
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True,
-                          text=True, timeout=100)
-    assert done.stdout.strip() == "torch.Size([16000]) True", done.stderr
-
-
 @EITHER
-@pytest.mark.parametrize("rate", [8000, 44100, 96000])
-@pytest.mark.parametrize("channels, secret_channels", [(1, 1), (2, 1), (2, 2), (1, 2)])
+@pytest.mark.parametrize("rate, channels, secret_channels", [
+    (8000, 1, 1), (44100, 2, 1), (96000, 2, 2), (44100, 1, 2)], ids=str)
 def test_any_rate_and_channels(tmp_path, model, rate, channels, secret_channels, capsys):
     def sound(n, seed):
         return np.stack([0.3 * voice(1, rate, seed + 10 * c) for c in range(n)], 1)
@@ -190,11 +166,12 @@ def test_any_rate_and_channels(tmp_path, model, rate, channels, secret_channels,
     assert info.frames == rate
 
 
-@pytest.mark.parametrize("subtype, depth", [
-    ("PCM_U8", 16), ("PCM_16", 16), ("PCM_24", 24), ("PCM_32", 24), ("FLOAT", 24), ("DOUBLE", 24)])
+@pytest.mark.parametrize("form, subtype, depth", [
+    ("WAV", "PCM_U8", 16), ("WAV", "GSM610", 16), ("WAV", "PCM_32", 24), ("WAV", "FLOAT", 24),
+    ("CAF", "ALAC_16", 16), ("CAF", "ALAC_24", 24)])
 @EITHER
-def test_any_cover(tmp_path, subtype, depth, model):
-    soundfile.write(tmp_path / "cover.wav", voice(1, 16000, 1), 16000, subtype=subtype)
+def test_any_cover(tmp_path, form, subtype, depth, model):
+    soundfile.write(tmp_path / "cover.wav", voice(1, 16000, 1), 16000, subtype, format=form)
     soundfile.write(tmp_path / "secret.wav", 0.3 * voice(1, 16000, 2), 16000)
     model = stego.load_model(model)
     paths = [str(tmp_path / name) for name in ("cover.wav", "secret.wav", "stego.wav", "found.wav")]
