@@ -38,7 +38,6 @@ from files.command import (
     StegoError,
     interrupt_on_signals,
     mistakes_in_one_line,
-    say,
     settle_streams,
     tell,
 )
@@ -52,7 +51,8 @@ EXAMPLES = [os.path.join(baselines.HERE, "examples", f"{name}.wav") for name in 
 def compare(args, folder: str):
     """Print the table of all systems, and the attacks on the models; `folder` is temporary."""
     pairs, rate = open_pairs(args)
-    say(f"pairs: {len(pairs)}, at {rate} Hz, as 16-bit files; mean ± half of the 95 % interval")
+    tell(f"pairs: {len(pairs)}, at {rate} Hz, as 16-bit files; mean ± half of the 95 % interval",
+         sys.stdout)
     models = baselines.load_models(args.model)
     systems = baselines.all_systems(models, args.snr)
     defaults = {label: baselines.our_system(model, label) for label, model in models.items()}
@@ -102,8 +102,8 @@ def detect_stegos(args, folder: str):
     systems = steganalysis.systems_to_detect(models, names)
     pairs, rate = open_pairs(args)
     train_pairs = list(draw_pairs(find_audio(directory), args.train_pairs, args.seed, rate))
-    say(f"pairs: {len(train_pairs)} for training, {len(pairs)} for the test, at {rate} Hz; 0.5 is "
-        "guessing; mean ± half of the 95 % interval over test pairs")
+    tell(f"pairs: {len(train_pairs)} for training, {len(pairs)} for the test, at {rate} Hz; 0.5 is "
+         "guessing; mean ± half of the 95 % interval over test pairs", sys.stdout)
     table = steganalysis.steganalysis(systems, train_pairs, pairs, rate, folder)
     scores.print_table(table, steganalysis.COLUMNS)
     if args.csv:
@@ -117,7 +117,7 @@ def make_page(args):
     systems = [baselines.our_system(model, label) for label, model in models.items()]
     size = write_page(args.page, *voices, rate, [*systems, baselines.lsb(6), baselines.opus(32)],
                       not args.no_perceptual)
-    say(f"{os.path.join(args.page, 'index.html')}: {size / 1e6:.2f} MB in all")
+    tell(f"{os.path.join(args.page, 'index.html')}: {size / 1e6:.2f} MB in all", sys.stdout)
 
 
 # ---------------------------------------------------------------- pairs

@@ -44,19 +44,10 @@ import wavinwav
 from discriminator import Adversary
 from files import checkpoint
 from files.command import noting_signals, tell
-from training import data
+from training import data, processes
 from training.flags import Common, read
 from training.losses import LappedObjective, Objective, recompute, term_names
-from training.processes import (
-    RANK,
-    WORLD,
-    faults_in_one_line,
-    first_process_first,
-    run,
-    set_up,
-    stop,
-    sum_of_all,
-)
+from training.processes import RANK, WORLD, run, set_up, stop, sum_of_all
 from training.record import Record
 from wavlm_loss import WavLMLoss
 
@@ -215,14 +206,14 @@ def main(argv=None):
         error("every loss has the weight 0")
     device, precision, amp = set_up(flags.device, flags.amp)
     torch.manual_seed(flags.seed)
-    with faults_in_one_line():
+    with processes.faults_in_one_line():
         model = make_model(flags, resumed)
         rate, hop = model.config.sample_rate, getattr(model.config, "bands", 1)
         least = LONGEST_WINDOW if flags.adversarial else LONGEST_WINDOW // 2 + 1
         opened = data.open_data(flags, rate, hop, least)
         wavlm = adversary = None
         if flags.wavlm_weight:
-            with first_process_first():  # it downloads the weights for the others
+            with processes.first_process_first():  # it downloads the weights for the others
                 wavlm = WavLMLoss(flags.wavlm_source, None, flags.wavlm_distance, rate, device)
         objective = (LappedObjective if flags.preset == "lapped" else Objective)(
             model, flags.seed, amp, flags.noise, wavlm, flags.snr_ceiling)
@@ -302,7 +293,7 @@ def fit(flags, resumed, objective, opened, device, precision="fp32", terms=(), w
                 optimiser=optimiser.state_dict(), scaler=scaler.state_dict(),
                 averaged=averaged.state_dict() if flags.average else None,
                 adversary=adversary and adversary.state_dict()))
-        if WORLD > 1:  # also since a process that ends while gloo lets go of a tensor can hang
+        if WORLD > 1:  # else another process might end first, and torchrun then kills this one
             distributed.barrier()
 
     remaining = (flags.steps - first_step) * flags.accumulate

@@ -61,12 +61,6 @@ def standard_output(done=""):
         raise StegoError(f"{done}the standard output takes no more ({error.strerror})") from error
 
 
-def say(text):
-    """Print a line to stdout. Raises StegoError if that fails."""
-    with standard_output():
-        print(text, flush=True)
-
-
 def discard(stream):
     """Point a stream at the null device, so that the flush at exit cannot fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -89,8 +83,8 @@ def mistakes_in_one_line():
         if isinstance(error, RuntimeError) and "allocate memory" not in str(error):  # torch's word
             raise
         sys.exit("error: there is not enough memory; raise the limit, or end what else runs")
-    except OSError as error:  # of temporary files
-        path = one_line(error.filename or "a temporary file")
+    except OSError as error:
+        path = one_line(error.filename or "a file")
         sys.exit(f"error: {path}: {error.strerror}; is there room, and the right to write?")
 
 

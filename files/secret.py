@@ -2,10 +2,8 @@
 
 import tempfile
 
-from torch.nn import functional
-
 from files.command import StegoError
-from files.sound import READ_AT_ONCE, Sound, decibel, decode, energy, note, resampled
+from files.sound import Sound, decibel, decode, note, resampled
 
 LEAST_LEFT, NOTED = 1, 10  # dB of the given secret: refused below, said below
 
@@ -26,7 +24,7 @@ def read_secret(path, name, folder, cover):
     again = secret
     if given.rate != cover.rate:
         again = resampled(secret, given.rate, given.frames, folder)
-    lost = distance(given, again)
+    lost = given.distance(again)
     left = decibel(given.energy, lost)
     reasons = ["mixed to one channel"] * mono + (
         [f"brought to the {cover.rate} Hz of {cover.name}"] * (given.rate != cover.rate))
@@ -47,15 +45,3 @@ def mixed(sound, folder):
             x = x.view(-1, 2).double().mean(1).round()
             x.numpy().astype(sound.dtype).tofile(plain)
     return Sound(sound.name, plain.name, sound.rate, 1, sound.frames, sound.depth)
-
-
-def distance(given, other):
-    """The energy of what a Sound of the same rate, of 16 bits and maybe of one channel, lacks of
-    the given one, in units of that."""
-    scale, total = 2 ** (given.depth - 16), 0.0
-    for start in range(0, given.frames, READ_AT_ONCE):
-        x, y = (sound.read(start * sound.channels, (start + READ_AT_ONCE) * sound.channels)
-                .view(-1, sound.channels).double() for sound in (given, other))
-        y = functional.pad(y, (0, 0, 0, len(x) - len(y)))
-        total += energy(x - y * scale)
-    return total

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import soundfile
 import torch
+from torch.nn import functional
 
 from files.checkpoint import check_writable, replacing
 from files.command import StegoError, note
@@ -71,8 +72,14 @@ class Sound:
         return sum(map(energy, self.pieces()))
 
     def distance(self, other):
-        """The energy of the difference from a Sound of the same length."""
-        return sum(energy(x - y) for x, y in zip(self.pieces(), other.pieces()))
+        """The energy of the difference from a Sound of this rate and about as many frames, which
+        may have fewer bits, or one channel."""
+        scale, total = 2 ** (self.depth - other.depth), 0.0
+        for start in range(0, self.frames, READ_AT_ONCE):
+            x, y = (sound.read(start * sound.channels, (start + READ_AT_ONCE) * sound.channels)
+                    .view(-1, sound.channels) for sound in (self, other))
+            total += energy(x - scale * functional.pad(y, (0, 0, 0, len(x) - len(y))))
+        return total
 
 
 def read_audio(path, dtype="float32"):

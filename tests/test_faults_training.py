@@ -202,7 +202,8 @@ def test_folders_that_take_no_files(speech, tmp_path):
         limited = f"ulimit -f {blocks}; exec {command} --out_dir {name}"
         done = subprocess.run(["bash", "-c", limited], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
-        assert done.stderr.startswith(name) and "; is there room, and the right" in done.stderr
+        assert done.stderr.startswith(f"error: {name}")
+        assert "; is there room, and the right" in done.stderr
         assert not list(tmp_path.rglob("*tmp"))
 
 

@@ -9,18 +9,17 @@ from functools import partial
 import torch
 from torch import distributed
 
-from files.command import one_line, settle_streams
+from files.command import mistakes_in_one_line, one_line, settle_streams
 
 RANK = int(os.environ.get("RANK", 0))
 WORLD = int(os.environ.get("WORLD_SIZE", 1))
 
 reduced = collections.deque(maxlen=64)
 
-
 def sum_of_all(x, operation=distributed.ReduceOp.SUM):
     """The sum of a tensor over all processes, or their maximum, in its place. The last tensors are
-    kept: a thread of gloo that is the last to release one needs Python's lock for it, which a
-    process that ends may hold while it waits for the thread (seen with torch 2.4)."""
+    kept: a thread of gloo that is the last to release one needs Python's lock for it, and a process
+    that ends meanwhile hangs or aborts (seen with torch 2.4 and 2.10)."""
     if WORLD > 1:
         reduced.append(x)
         distributed.all_reduce(x, operation)
@@ -74,10 +73,5 @@ def first_process_first():
 def run(main):
     """Run a training script: what a user can mend ends it with one line."""
     settle_streams()
-    try:
+    with mistakes_in_one_line():
         main()
-    except KeyboardInterrupt:  # before the first step
-        stop("interrupted")
-    except OSError as error:
-        stop(f"{error.filename or 'metrics.csv'}: {error.strerror}; is there room, and the right "
-             "to write?")
