@@ -31,7 +31,7 @@ import itertools
 import math
 import os
 import sys
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -192,9 +192,8 @@ def make_model(flags, resumed):
                                            if name.startswith("blocks.")})
     else:
         config = NETWORKS[flags.preset]()
-        chosen = {field.name: getattr(flags, field.name) for field in fields(config)
-                  if getattr(flags, field.name, None) is not None and field.name != "preset"}
-        model = wavinwav.build(replace(config, **chosen))
+        chosen = vars(flags).keys() & asdict(config).keys() - {"preset"}
+        model = wavinwav.build(replace(config, **{name: vars(flags)[name] for name in chosen}))
     for name, parameter in model.named_parameters():  # the robust stage hides as before
         parameter.requires_grad_(name.startswith("robust_") or not hasattr(model, "robust_blocks"))
     return model.train()

@@ -74,16 +74,12 @@ class Common:
 
 def documented(cls):
     """(section, name, help) of a dataclass's fields, from the comments in its source."""
-    section, found = "", []
-    sources = [inspect.getsource(part) for part in reversed(cls.__mro__[:-1])]
-    for line in "\n".join(sources).splitlines():
-        if field := re.fullmatch(r"    (\w+): .* = .*?  # (.*)", line):
-            found.append((section, *field.groups()))
-        elif more := re.fullmatch(r"    #  +(.*)", line):
-            found[-1] = (*found[-1][:2], f"{found[-1][2]} {more[1]}")
-        elif heading := re.fullmatch(r"    # (.*)", line):
-            section = heading[1]
-    return found
+    section, source = "", "\n".join(map(inspect.getsource, reversed(cls.__mro__[:-1])))
+    pattern = r"^    (?:# (.*)|(\w+): .*?  # (.*(?:\n    #  .*)*))"  # a section, or a field
+    for heading, name, text in re.findall(pattern, source, re.MULTILINE):
+        section = heading or section
+        if name:
+            yield section, name, re.sub(r"\n    # +", " ", text)
 
 
 def shown_default(field, presets):
