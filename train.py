@@ -54,7 +54,7 @@ from wavlm_loss import WavLMLoss
 
 @dataclass
 class Flags(Common):
-    """Flags beside those of training/flags.py. None: the default is the preset's."""
+    """Flags beside those of training/flags.py. None: as the preset's network has it."""
 
     # network
     preset: Literal["lapped", "paper", "bands"] = "lapped"  # where other defaults come from
@@ -73,17 +73,17 @@ class Flags(Common):
     reserve: float = None  # share of a cell's width that is left empty there too, for noise
 
     # losses
-    w_stego: float = None  # weight of stego against cover
+    w_stego: float = 1.0  # weight of stego against cover
     w_stego_end: float = 0.0  # w_stego rises to this over the first half of the run; 0: it stays
-    w_cover: float = None  # weight of the recovered cover against the cover
-    w_secret: float = None  # weight of the recovered secret against the secret
-    w_z: float = None  # weight of the standard-normal negative log-likelihood of r
-    wave: float = None  # weight of the mean absolute difference of the waveforms
-    stft: float = None  # weight of the multi-resolution STFT distance
+    w_cover: float = 0.0  # weight of the recovered cover against the cover
+    w_secret: float = 1.0  # weight of the recovered secret against the secret
+    w_z: float = 0.0  # weight of the standard-normal negative log-likelihood of r
+    wave: float = 0.0  # weight of the mean absolute difference of the waveforms
+    stft: float = 5.0  # weight of the multi-resolution STFT distance
     stft_from: float = 0.0  # share of the run after which it starts to rise to that, from 0; it
     #                         arrives 0.4 later; 0: it has this weight from the start
-    snr: float = None  # weight of the signal-to-noise ratio in dB
-    snr_ceiling: float = None  # dB at which it saturates
+    snr: float = 1.0  # weight of the signal-to-noise ratio in dB
+    snr_ceiling: float = 80.0  # dB at which it saturates
     wavlm_weight: float = 0.0  # weight of the distance between WavLM's hidden states
     wavlm_source: str = "bshall/knn-vc"  # torch.hub repository, folder with a hubconf.py, or
     #                                      torchaudio/WAVLM_BASE_PLUS
@@ -112,19 +112,14 @@ class Flags(Common):
 NETWORKS = {"lapped": wavinwav.Config.lapped, "paper": wavinwav.Config.paper,
             "bands": partial(wavinwav.Config.paper, blocks=6, growth=48, kernel=3, bands=32)}
 PRESETS = {
-    "lapped": dict(
-        crop=2.0, gain=6.0, w_stego=1.0, w_cover=0.0, w_secret=1.0, w_z=0.0, wave=0.0, stft=5.0,
-        snr=1.0, snr_ceiling=80.0, steps=1500, batch_size=6, lr=4e-3, schedule="cosine", warmup=50,
-        clip=5.0, recompute=False),
+    "lapped": {},
     "paper": dict(
-        crop=2.0, gain=0.0, w_stego=2.0, w_cover=1.0, w_secret=1.0, w_z=10.0, wave=1.0, stft=1.0,
-        snr=0.0, snr_ceiling=40.0, steps=570000, batch_size=4, lr=1e-4, schedule="decay", warmup=0,
-        clip=1.0, recompute=True),
+        gain=0.0, w_stego=2.0, w_cover=1.0, w_z=10.0, wave=1.0, stft=1.0, snr=0.0, snr_ceiling=40.0,
+        steps=570000, batch_size=4, lr=1e-4, schedule="decay", warmup=0, clip=1.0, recompute=True),
     "bands": dict(
-        crop=0.32, gain=10.0, tilt=12.0, w_stego=2.0, w_stego_end=12.0, w_cover=0.0, w_secret=5.0,
-        w_z=0.0, wave=1.0, stft=0.026, stft_from=0.1, snr=0.0, snr_ceiling=40.0, steps=11000,
-        batch_size=4, lr=1.5e-3, schedule="cosine", warmup=50, clip=1.0, spike=5.0, average=0.999,
-        recompute=False),
+        crop=0.32, gain=10.0, tilt=12.0, w_stego=2.0, w_stego_end=12.0, w_secret=5.0, wave=1.0,
+        stft=0.026, stft_from=0.1, snr=0.0, snr_ceiling=40.0, steps=11000, batch_size=4, lr=1.5e-3,
+        clip=1.0, spike=5.0, average=0.999),
 }
 DEFAULTS = {preset: asdict(NETWORKS[preset]()) | PRESETS[preset] for preset in PRESETS}
 LONGEST_WINDOW = 2048  # samples, of the STFTs; that of the losses is half reflected at both ends

@@ -26,8 +26,7 @@ from training.flags import Common, read
 from training.processes import faults_in_one_line, run, set_up
 
 FULL_SCALE = 32768  # of 16-bit PCM
-PRESETS = {"lattice": dict(crop=2.0, gain=0.0, steps=4000, batch_size=4, lr=3e-3, warmup=50,
-                           schedule="cosine", clip=1.0, device="cpu")}
+PRESETS = {"lattice": dict(gain=0.0, steps=4000, batch_size=4, lr=3e-3, clip=1.0, device="cpu")}
 
 
 @dataclass

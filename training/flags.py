@@ -3,7 +3,7 @@
     @dataclass
     class Flags(Common):
         # optimisation
-        lr: float = None  # peak learning rate; None: the preset's default
+        lr: float = 1e-2  # peak learning rate
 
     flags, resumed, error = read(Flags, {"small": {"lr": 1e-3}}, "How to train", argv)
 """
@@ -29,7 +29,7 @@ POSITIVE = {"crop", "steps", "batch_size", "accumulate", "lr", "clip", "log_ever
 
 @dataclass
 class Common:
-    """The flags of every training. None: the default is the preset's."""
+    """The flags of every training. A preset has other defaults for some."""
 
     # data
     data_dir: str = ""  # folder of speech, searched with all its subfolders
@@ -40,22 +40,22 @@ class Common:
     hf_val_split: str = ""  # split to validate on (default: the first items of HF_SPLIT)
     hf_column: str = "audio"  # which of its columns
     val_dir: str = ""  # folder to validate on (default: 5 percent of the files, at least 2)
-    crop: float = None  # length of a training crop in seconds
-    gain: float = None  # change the level of each crop by up to this many dB, up or down
+    crop: float = 2.0  # length of a training crop in seconds
+    gain: float = 6.0  # change the level of each crop by up to this many dB, up or down
     tilt: float = 0.0  # vary crops as other recordings would: raise high frequencies by up to this
     #                    many dB, change the speed by up to half, add faint noise; 0: do not
     val_pairs: int = 64  # pairs in the fixed validation set, each of one crop's length
     workers: int = 1  # processes that load data; 0: load in the training process
 
     # optimisation
-    steps: int = None  # optimiser steps in all; a finished run can be resumed with more
-    batch_size: int = None  # pairs in a batch of one process
+    steps: int = 1500  # optimiser steps in all; a finished run can be resumed with more
+    batch_size: int = 6  # pairs in a batch of one process
     accumulate: int = 1  # batches whose gradients are added up for one step
-    lr: float = None  # peak learning rate of Adam
-    schedule: Literal["cosine", "decay"] = None  # after the warm-up: cosine to zero, or divided by
-    #                                              10 at each quarter of the run
-    warmup: int = None  # steps in which the learning rate rises from zero
-    clip: float = None  # norm to which a larger gradient is scaled down
+    lr: float = 4e-3  # peak learning rate of Adam
+    schedule: Literal["cosine", "decay"] = "cosine"  # after the warm-up: cosine to zero, or divided
+    #                                                  by 10 at each quarter of the run
+    warmup: int = 50  # steps in which the learning rate rises from zero
+    clip: float = 5.0  # norm to which a larger gradient is scaled down
     spike: float = 0.0  # skip a step whose gradient is this many times the usual; 0: never
     average: float = 0.0  # decay of averaged weights, which are validated and saved as best.pt; 0:
     #                       the weights themselves are
