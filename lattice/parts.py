@@ -41,17 +41,14 @@ class LatticeMethod:
     least_samples = DENSE.header_samples + DENSE.seal_samples + SEGMENT  # of a cover
 
     def __init__(self, model):
-        self.model = model
+        self.model, self.fingerprint = model, model.fingerprint
         self.secret_noise = 0  # energy of what hiding took from the secret
-
-    def fingerprint(self):
-        return self.model.fingerprint()
 
     def header(self, cover, secret):
         start, stop = sounding(cover.read, cover.samples)
         if stop - start < max(self.least_samples, cover.samples / 2):  # all samples are needed
             start, stop = 0, cover.samples
-        return Header(cover.samples, secret.frames, self.model.fingerprint(),
+        return Header(cover.samples, secret.frames, self.fingerprint(),
                       self.model.bands_at(cover.rate), secret.channels, self.layout,
                       start=start, stop=stop)
 

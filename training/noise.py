@@ -4,9 +4,8 @@ paper's robust stage.
     layer = NoiseLayer("identity,gaussian:20:50,resample:3/4", sample_rate=16000)
     changed = layer(stego, batch_seed, item_seeds)
 
-Each batch meets one kind of the pool, drawn evenly (one that stands there twice comes twice as
-often), of a strength that is drawn too. The numbers depend on the seeds alone: the same wherever a
-batch is split among processes.
+Each batch meets one kind of the pool, drawn evenly, of a strength that is drawn too. The numbers
+depend on the seeds alone: the same wherever a batch is split among processes.
 
 Shapes: B batch, T samples.
 """
@@ -67,25 +66,20 @@ class Kind(NamedTuple):
     unit: str  # of the strength
     usual: tuple  # lowest and highest strength, or the fractions
     limits: tuple  # of what may be asked for
-    change: Callable  # (x, strength, what draws numbers like x, rate in Hz) -> what is left of x
+    change: Callable | None  # (x, random numbers, if it takes some, strength) -> what is left of x
+    random: Callable | None = None  # torch.randn or torch.rand
 
 
 KINDS = {
-    "identity": Kind("", (), (), lambda x, strength, draw, rate: x),
-    "gaussian": Kind("dB below the stego", (20.0, 50.0), (-20, 120),
-                     lambda x, strength, draw, rate: gaussian(x, draw(torch.randn), strength)),
-    "speckle": Kind("dB below the sample", (20.0, 50.0), (-20, 120),
-                    lambda x, strength, draw, rate: speckle(x, draw(torch.randn), strength)),
+    "identity": Kind("", (), (), None),
+    "gaussian": Kind("dB below the stego", (20.0, 50.0), (-20, 120), gaussian, torch.randn),
+    "speckle": Kind("dB below the sample", (20.0, 50.0), (-20, 120), speckle, torch.randn),
     "resample": Kind("part of the rate", (Fraction(1, 2), Fraction(3, 4), Fraction(7, 8)),
-                     (Fraction(1, 100), 100),
-                     lambda x, strength, draw, rate: resample(x, strength)),
-    "lowpass": Kind("Hz", (3000.0, 7500.0), (1, 1e6),
-                    lambda x, strength, draw, rate: low_pass(x, strength / rate)),
-    "quantize": Kind("bits a sample", (8, 14), (2, 16),
-                     lambda x, strength, draw, rate: quantize(x, strength)),
-    "dropout": Kind("share of the samples", (0.0, 0.005), (0, 1),
-                    lambda x, strength, draw, rate: dropout(x, draw(torch.rand), strength)),
-    "gain": Kind("dB", (-3.0, 3.0), (-60, 60), lambda x, strength, draw, rate: gain(x, strength)),
+                     (Fraction(1, 100), 100), resample),
+    "lowpass": Kind("Hz", (3000.0, 7500.0), (1, 1e6), low_pass),
+    "quantize": Kind("bits a sample", (8, 14), (2, 16), quantize),
+    "dropout": Kind("share of the samples", (0.0, 0.005), (0, 1), dropout, torch.rand),
+    "gain": Kind("dB", (-3.0, 3.0), (-60, 60), gain),
 }
 
 
@@ -132,19 +126,21 @@ class NoiseLayer:
         """x [B, T] in float32, a seed for the batch and one for each item -> [B, T]."""
         rng = random.Random(batch_seed)
         name, strengths = rng.choice(self.pool)
-        if not strengths:
-            strength = None
-        elif isinstance(strengths[0], Fraction):
+        kind = KINDS[name]
+        if not kind.change:
+            return x
+        if isinstance(strengths[0], Fraction):
             strength = rng.choice(strengths)
         elif isinstance(strengths[0], int):
             strength = rng.randint(strengths[0], strengths[-1])
         else:
             strength = rng.uniform(strengths[0], strengths[-1])
-
-        def draw(function):
-            return draw_items(function, item_seeds, x.shape[1:], x.device)
-
-        return KINDS[name].change(x, strength, draw, self.rate)
+        if kind.unit == "Hz":
+            strength /= self.rate
+        drawn = []
+        if kind.random:
+            drawn.append(draw_items(kind.random, item_seeds, x.shape[1:], x.device))
+        return kind.change(x, *drawn, strength)
 
 
 def draw_items(function, seeds: list[int], shape, device="cpu") -> Tensor:
