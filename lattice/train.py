@@ -100,7 +100,7 @@ def main(argv=None):
     with faults_in_one_line():
         model = (lattice.load(flags.init_from) if flags.init_from else
                  lattice.Lattice(lattice.LatticeConfig(growth=flags.growth)))
-        opened = data.open_data(flags, model.config.sample_rate, model.config.bands)
+        opened = data.open_data(flags, model.config)
         crops = data.sample(opened[0], 256)
     if resumed:
         model.load_state_dict(resumed["state_dict"])

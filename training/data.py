@@ -318,10 +318,11 @@ def need_two(files, purpose, folder, note=""):
     return files
 
 
-def open_data(flags, rate, hop, least=1):
+def open_data(flags, config, least=1):
     """Pairs to train on, batches to validate on, and a description of both, by the flags data_dir,
-    hf_*, val_dir, val_pairs, crop, gain, tilt and seed. Crops are of whole hops and `least` samples
-    or more. One folder is split by its list of files alone."""
+    hf_*, val_dir, val_pairs, crop, gain, tilt and seed, for a model of this config. Crops are of
+    whole hops and `least` samples or more. One folder is split by its list of files alone."""
+    rate, hop = config.sample_rate, config.bands
     samples = max(1, round(flags.crop * rate / hop)) * hop
     if samples < least:
         stop(f"--crop {flags.crop:g} is too short: {least} samples are the least, "
