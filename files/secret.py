@@ -1,9 +1,7 @@
 """A secret as its cover can carry it: the cover's rate, its number of channels or one, 16 bits."""
 
-import tempfile
-
 from files.command import StegoError
-from files.sound import Sound, decibel, decode, note, resampled
+from files.sound import decibel, decode, note, resampled
 
 LEAST_LEFT, NOTED = 1, 10  # dB of the given secret: refused below, said below
 
@@ -18,10 +16,9 @@ def read_secret(path, name, folder, cover):
         raise StegoError(f"{name} lasts {given.seconds:.3f} s, longer than its cover's "
                          f"{cover.seconds:.3f} s by {excess} samples; cut it, or take a longer "
                          "cover")
-    secret = mixed(given, folder) if mono else given
-    if given.rate != cover.rate or secret.depth != 16:
-        secret = resampled(secret, cover.rate, cover.frames, folder)
-    again = secret
+    again = secret = given
+    if mono or given.rate != cover.rate or given.depth != 16:
+        again = secret = resampled(given, cover.rate, cover.frames, folder, mono)
     if given.rate != cover.rate:
         again = resampled(secret, given.rate, given.frames, folder)
     lost = given.distance(again)
@@ -36,12 +33,3 @@ def read_secret(path, name, folder, cover):
         note(f"{name} was {' and '.join(reasons)}{leaves}")
     channels = given.channels / secret.channels
     return secret, given, lost, given.rate / cover.rate * channels * 4.0 ** (given.depth - 16)
-
-
-def mixed(sound, folder):
-    """A Sound of two channels as one of one."""
-    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as plain:
-        for x in sound.pieces():
-            x = x.view(-1, 2).double().mean(1).round()
-            x.numpy().astype(sound.dtype).tofile(plain)
-    return Sound(sound.name, plain.name, sound.rate, 1, sound.frames, sound.depth)

@@ -148,18 +148,20 @@ def silence(path, name):
             frames += len(x)
 
 
-def resampled(sound, rate, length, folder):
-    """A Sound at another rate, of at most `length` frames. The result does not depend on pieces."""
+def resampled(sound, rate, length, folder, mono=False):
+    """A Sound at another rate, of at most `length` frames and 16 bits, mixed to one channel if
+    `mono` is set. The result does not depend on pieces."""
     common = math.gcd(sound.rate, rate)
     old, new = sound.rate // common, rate // common
     size = old * math.ceil(READ_AT_ONCE / max(old, new))  # frames of a piece
     context = old * math.ceil(64 * max(1, old / new) / old)  # frames beside it that it depends on
     with tempfile.NamedTemporaryFile(dir=folder, delete=False) as plain:
-        result = Sound(sound.name, plain.name, rate, sound.channels)
+        result = Sound(sound.name, plain.name, rate, 1 if mono else sound.channels)
         for start in range(0, sound.frames, size):
             first = max(0, start - context)
             x = sound.read(first * sound.channels, (start + size + context) * sound.channels)
             x = x.view(-1, sound.channels).T.float() / (1 << (sound.depth - 1))
+            x = x.mean(0, keepdim=True) if mono else x
             x = resample(x, old, new)[:, (start - first) // old * new:]
             x = x[:, :min(size // old * new, length - result.frames)]
             to_pcm(x).T.tofile(plain)
