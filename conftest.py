@@ -51,6 +51,23 @@ def speech(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory):
+    """A folder as torch.hub takes it, with a small WavLM."""
+    pytest.importorskip("torchaudio")
+    from helpers import LARGE, TORCHAUDIO
+    folder = tmp_path_factory.mktemp("hub")
+    (folder / "hubconf.py").write_text(TORCHAUDIO.replace("{config}", repr(LARGE)))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """With the files of HIDE."""
+    from helpers import voices_in
+    return voices_in(tmp_path)
+
+
 @pytest.fixture
 def paths(tmp_path):
     """{name: path} of a pair of voices in `tmp_path`, as evaluate.py writes it."""

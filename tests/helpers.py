@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import runpy
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,19 +22,22 @@ from tqdm import tqdm
 from evaluation import scores
 from files import checkpoint
 from files.container import Header
+from files.sound import snr_of
 from train import main as train_main
+from training.noise import KINDS
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 COVER, SECRET = (os.path.join(ROOT, "examples", f"{name}.wav") for name in ("cover", "secret"))
 LATTICE = os.path.join(ROOT, "lattice", "lattice.pt")
 INN, ROBUST = (os.path.join(ROOT, "models", f"{name}.pt") for name in ("wavinwav", "robust"))
 
+STEGO, TRAIN = (os.path.join(ROOT, name) for name in ("stego.py", "train.py"))
 HIDE = "hide", "cover.wav", "secret.wav", "-o", "out.wav"
 
 # WavLM-Large's networks with 8 channels and 3 layers, for torchaudio
-CONVS = [(8, 10, 5), (8, 3, 2), (8, 3, 2), (8, 3, 2), (8, 3, 2), (8, 2, 2), (8, 2, 2)]
 LARGE = dict(
-    extractor_mode="layer_norm", extractor_conv_layer_config=CONVS, extractor_conv_bias=False,
+    extractor_mode="layer_norm", extractor_conv_bias=False,
+    extractor_conv_layer_config=[(8, 10, 5), *4 * [(8, 3, 2)], *2 * [(8, 2, 2)]],
     encoder_embed_dim=32, encoder_projection_dropout=0.1, encoder_pos_conv_kernel=16,
     encoder_pos_conv_groups=4, encoder_num_layers=3, encoder_num_heads=4, encoder_max_distance=80,
     encoder_num_buckets=32, encoder_attention_dropout=0.1, encoder_ff_interm_features=64,
@@ -56,6 +60,8 @@ QUICK = [
 TINY = ["--bands", "16", "--carriers", "16", "--growth", "4", *QUICK]
 TINY_PAPER = ["--preset", "paper", "--blocks", "2", "--growth", "4", *QUICK]
 TINY_LATTICE = ["--growth", "4", *QUICK]
+SHORT = ["--crop", "0.134"]  # just the longest window of the discriminator
+EVERYTHING = ["--adversarial", "--disc_start", "3", *SHORT, "--noise", ",".join(KINDS)]
 
 
 # ---------------------------------------------------------------- sounds
@@ -71,14 +77,9 @@ def voice(seconds, rate, seed):
     return (0.1 * x + 0.002 * rng.standard_normal(n)).astype(np.float32)
 
 
-def buzz(items, samples, rate=16000, seed=0):
-    """Voiced sounds of several pitches, [B, T], with a little noise."""
-    generator = torch.Generator().manual_seed(seed)
-    pitch = 100 + 100 * torch.rand(items, 1, generator=generator)
-    time = torch.arange(samples) / rate
-    x = sum(torch.sin(2 * torch.pi * k * pitch * time + k) / k for k in range(1, 12))
-    x = x * (1.1 + torch.sin(9 * time))
-    return 0.1 * x + 0.002 * torch.randn(items, samples, generator=generator)
+def voices(count, seconds, seed=0, rate=16000):
+    """[count, T]"""
+    return torch.stack([torch.from_numpy(voice(seconds, rate, seed + i)) for i in range(count)])
 
 
 def speechlike(*shape, seed=0):
@@ -101,6 +102,16 @@ def snr(reference, estimate):
     """In dB, of two tensors."""
     noise = (reference - estimate).square().sum()
     return (10 * torch.log10(reference.square().sum() / noise)).item()
+
+
+def file_snr(reference, estimate):
+    """In dB, of two sound files."""
+    return snr_of(*(torch.from_numpy(soundfile.read(path)[0]) for path in (reference, estimate)))
+
+
+def four(folder):
+    """The names of a cover, a secret, a stego and a revealed secret."""
+    return [str(folder / f"{name}.wav") for name in ("cover", "secret", "stego", "found")]
 
 
 def likeness(a, b):
@@ -130,11 +141,46 @@ def pair_files(folder, seconds=1.001, rate=16000):
     return scores.write_pair(folder, *pair, rate)
 
 
+# ---------------------------------------------------------------- processes
+
+def python(*words, cwd=ROOT, shell="exec {}", **environment):
+    """What `python WORDS` leaves, which has stdout, stderr and returncode. In `shell`, a command of
+    bash, {} stands for it."""
+    command = shlex.join(map(str, [sys.executable, *words]))
+    return subprocess.run(["bash", "-o", "pipefail", "-c", shell.replace("{}", command)], cwd=cwd,
+                          env=os.environ | environment, capture_output=True, text=True, timeout=200)
+
+
+def members(session):
+    """Processes of a session, those that have ended and wait for their parent left out."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat") as file:
+                state, _, _, own = file.read().rpartition(")")[2].split()[:4]
+        except OSError:  # it has ended since
+            continue
+        if int(own) == session and state != "Z":
+            found.append(int(name))
+    return found
+
+
+def all_end(session):
+    """Whether all processes of a session end within a minute; those that do not are killed."""
+    deadline = time.monotonic() + 60
+    while (left := members(session)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for process in left:
+        os.kill(process, signal.SIGKILL)
+    return not left
+
+
 # ---------------------------------------------------------------- stego.py
 
 def launch(folder, *words, stdin=b"", largest=None, temporary=None):
     """`python stego.py WORDS` in a process of its own, in which torch is loaded already: its number
-    and streams. `largest` is the size in bytes that a file can have there."""
+    and streams. `temporary` is the folder for temporary files, by default the `tmp` in `folder`, if
+    there is one; `largest` is the size in bytes that a file can have."""
     streams = [tempfile.TemporaryFile() for _ in range(3)]
     streams[0].write(stdin)
     streams[0].seek(0)
@@ -152,10 +198,11 @@ def launch(folder, *words, stdin=b"", largest=None, temporary=None):
             torch.set_num_threads(1)
             tqdm.set_lock(threading.RLock())  # who is killed while it holds ours leaves us waiting
             signal.alarm(60)
-            tempfile.tempdir = temporary or tempfile.tempdir
+            own = os.path.abspath("tmp")
+            tempfile.tempdir = temporary or (own if os.path.isdir(own) else None)
             if largest:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-            runpy.run_path(os.path.join(ROOT, "stego.py"), run_name="__main__")
+            runpy.run_path(STEGO, run_name="__main__")
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1 if stop.code else 0
             if isinstance(stop.code, str):
@@ -186,61 +233,33 @@ def run_stego(folder, *words, **more):
 
 def printed_snrs(text):
     """Stego and secret SNR in dB, of what `hide` prints."""
-    stego_snr, secret_snr = re.search(r"stego SNR (\S+) dB, secret SNR (\S+) dB", text).groups()
-    return float(stego_snr), float(secret_snr)
+    text = text.replace("secret lossless", "secret SNR inf dB")
+    snrs = re.search(r"stego SNR (\S+) dB, secret SNR (\S+) dB", text).groups()
+    return tuple(map(float, snrs))
 
 
 def voices_in(folder):
-    """The folder, with files for HIDE and, for `run_inside`, its `tmp`."""
+    """The folder, with files for HIDE and a `tmp`."""
     soundfile.write(folder / "cover.wav", 0.5 * voice(1, 16000, 1), 16000)
     soundfile.write(folder / "secret.wav", voice(0.5, 16000, 2), 16000)
     (folder / "tmp").mkdir()
     return folder
 
 
-def run_inside(folder, *words, **more):
-    """The same, with temporary files in the folder's `tmp`."""
-    return run_stego(folder, *words, temporary=str(folder / "tmp"), **more)
-
-
 def refused(folder, words, expected, **more):
     """It ends with one line, and leaves nothing."""
     before = sorted(os.listdir(folder))
-    code, out, err = run_inside(folder, *words, **more)
+    code, out, err = run_stego(folder, *words, **more)
     assert code in (1, 2) and out == "" and len(err.splitlines()) == 1, err
     assert err.startswith("error: ") and expected in err
     assert sorted(os.listdir(folder)) == before and not os.listdir(folder / "tmp")
-
-
-def members(session):
-    """Processes of a session, those that have ended and wait for their parent left out."""
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{name}/stat") as file:
-                state, _, _, own = file.read().rpartition(")")[2].split()[:4]
-        except OSError:  # it has ended since
-            continue
-        if int(own) == session and state != "Z":
-            found.append(int(name))
-    return found
-
-
-def all_end(session):
-    """Whether all processes of a session end within a minute; those that do not are killed."""
-    deadline = time.monotonic() + 60
-    while (left := members(session)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    for process in left:
-        os.kill(process, signal.SIGKILL)
-    return not left
 
 
 # ---------------------------------------------------------------- train.py
 
 def train_command(*flags, module="train"):
     """The command of train.py, from anywhere, or of a module, in ROOT."""
-    script = [os.path.join(ROOT, "train.py")] if module == "train" else ["-m", module]
+    script = [TRAIN] if module == "train" else ["-m", module]
     return [sys.executable, *script, *map(str, flags)]
 
 
@@ -256,10 +275,15 @@ def begun(folder, *flags, module="train"):
     process = subprocess.Popen(train_command(*flags, module=module), cwd=ROOT, text=True,
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                                start_new_session=True)
-    while not (folder / "metrics.csv").exists() or len(metrics(folder)) < 2:
+    wait_for_rows(process, folder)
+    return process
+
+
+def wait_for_rows(process, folder, count=2):
+    """Until a running training has so many rows in its metrics.csv."""
+    while not (folder / "metrics.csv").exists() or len(metrics(folder)) < count:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
-    return process
 
 
 KILLED = """
@@ -281,8 +305,7 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 def train_killed(*flags, module="train"):
     """A run that is killed, without a chance to clean up, when its second last.pt is written but
     has not yet taken its place."""
-    words = [sys.executable, "-c", KILLED, module, *map(str, flags)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=200, cwd=ROOT)
+    done = python("-c", KILLED, module, *flags)
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 

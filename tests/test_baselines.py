@@ -22,22 +22,10 @@ def run(system, paths):
     return [scores.samples(path)[0] for path in paths.values()]
 
 
-@pytest.mark.parametrize("bits", [1, 4, 8])
-def test_embed_takes_the_nearest_congruent_sample(bits):
-    rng = np.random.default_rng(0)
-    cover = np.concatenate([rng.integers(-32768, 32768, 300), [-32768] * 50, [32767] * 50])
-    values = rng.integers(0, 2 ** bits, 400)
-    hidden = baselines.embed(cover, values, bits)
-    candidates = np.arange(-32768, 32768)
-    for x, value, y in zip(cover, values, hidden):
-        fitting = candidates[candidates % 2 ** bits == value]
-        assert y in fitting and abs(y - x) == np.abs(fitting - x).min()
-
-
 @pytest.mark.parametrize("bits", [4, 6, 8])
 def test_lsb(paths, bits):
     cover, secret, hidden, revealed = run(baselines.lsb(bits), paths)
-    assert np.abs(hidden - cover).max() <= 2 ** bits / 2
+    assert np.abs(hidden - cover).max() <= 2 ** bits / 2, "the nearest sample of those bits"
     assert np.abs(revealed - secret).max() <= 2 ** (16 - bits) / 2
     assert not revealed[np.abs(secret) < 2 ** (15 - bits)].any(), "mid-tread: silence is silence"
     for name in ("cover", "secret"):  # nothing wraps around at full scale

@@ -86,13 +86,6 @@ def test_pairs_depend_on_seed_and_number_alone(folder):
     assert max(changes) > 8 and min(changes) < -8
 
 
-def test_shares_do_not_overlap():
-    """Of 3 steps of 2 accumulations, on 3 processes."""
-    shares = [list(data.share(10, 6, 4, rank, 3)) for rank in range(3)]
-    assert sorted(sum(shares, [])) == list(range(10, 10 + 3 * 6 * 4))
-    assert shares[1][:4] == [14, 15, 16, 17]
-
-
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
     """Two splits of parquet files with a real Audio column, one item of which is no audio; and the
@@ -116,12 +109,15 @@ def hub(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["parquet", "disk"])
-def test_a_dataset_by_name(hub, tmp_path, name):
+def test_a_dataset_by_name(hub, folder, tmp_path, capsys, name):
     train("--hf_dataset", hub / name, "--hf_column", "speech", "--hf_val_split", "dev", *TINY,
           "--steps", 8, "--out_dir", tmp_path)
     rows = metrics(tmp_path)
     assert (int(rows[-1]["unusable"]) > 0) == (name == "parquet")
     assert float(rows[-1]["val_stego_snr"]) > 20
+    with pytest.raises(SystemExit):
+        train("--data_dir", folder, "--out_dir", tmp_path, "--resume", "--steps", 12)
+    assert "give either --data_dir or --hf_dataset" in capsys.readouterr().err
 
 
 def test_a_column_of_numbers_is_refused(tmp_path):
@@ -130,14 +126,6 @@ def test_a_column_of_numbers_is_refused(tmp_path):
     table.to_parquet(tmp_path / "train.parquet")
     with pytest.raises(SystemExit, match="its column audio is not of audio files, but"):
         data.open_hub(str(tmp_path), None, "audio")
-
-
-def test_a_run_of_a_dataset_does_not_go_on_with_a_folder(hub, folder, tmp_path, capsys):
-    train("--hf_dataset", hub / "disk", "--hf_column", "speech", "--hf_val_split", "dev", *TINY,
-          "--steps", 2, "--out_dir", tmp_path)
-    with pytest.raises(SystemExit):
-        train("--data_dir", folder, "--out_dir", tmp_path, "--resume", "--steps", 4)
-    assert "give either --data_dir or --hf_dataset" in capsys.readouterr().err
 
 
 def test_each_epoch_has_an_order_of_its_own_and_resuming_keeps_it(hub):

@@ -6,7 +6,6 @@ import re
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 
 from discriminator import (
@@ -18,11 +17,9 @@ from discriminator import (
     feature_matching_loss,
     generator_loss,
 )
-from helpers import buzz, same
+from helpers import same, voices
 
 FIVE = (1024, 2048, 512, 256, 128)
-SHAPES = {  # of logits, 1 s at 24 kHz
-    1024: (90, 65), 2048: (43, 129), 512: (184, 33), 256: (372, 17), 128: (747, 9)}
 LAYERS = {  # strides, dilations and paddings in (time, frequency)
     "convs.0": ((1, 1), (1, 1), (1, 4)),
     "convs.1": ((1, 2), (1, 1), (1, 4)),
@@ -72,16 +69,6 @@ def test_number_of_parameters(n_ffts, count):
     assert sum(p.numel() for p in MultiScaleSTFTDiscriminator(**n_ffts).parameters()) == count
 
 
-def test_shapes():
-    with torch.no_grad():
-        logits, maps = MultiScaleSTFTDiscriminator(FIVE)(buzz(1, 24000)[:, None])
-    assert [x.shape for x in logits] == [(1, 1, *SHAPES[n_fft]) for n_fft in FIVE]
-    for n_fft, scale in zip(FIVE, maps):
-        bins = n_fft // 2
-        assert [x.shape for x in scale] == [(1, 32, SHAPES[n_fft][0], bins // part + 1)
-                                            for part in (1, 2, 4, 8, 8)]
-
-
 @pytest.mark.parametrize("channels, slope", [(1, 0.2), (2, 0.3)])
 def test_state_dict_of_the_originals(channels, slope):
     network = MultiScaleSTFTDiscriminator((256, 128), filters=4, channels=channels, slope=slope)
@@ -93,7 +80,7 @@ def test_state_dict_of_the_originals(channels, slope):
           for part in ("bias", "weight_g", "weight_v"))}
     new = copy.deepcopy(network)
     network.load_state_dict(old.copy(), strict=True)
-    x = buzz(2, 3000).reshape(2 // channels, channels, -1)
+    x = voices(2, 0.1875).reshape(2 // channels, channels, -1)
     with torch.no_grad():
         logits, maps = network(x)
         for i, n_fft in enumerate((256, 128)):
@@ -129,7 +116,7 @@ def test_losses_by_hand():
 
 def test_autocast():
     network = MultiScaleSTFTDiscriminator((256, 128), filters=8)
-    x = buzz(2, 4000)[:, None].requires_grad_()
+    x = voices(2, 0.25)[:, None].requires_grad_()
     exact, exact_maps = network(x)
     with torch.autocast("cpu", torch.bfloat16):
         logits, maps = network(x.bfloat16())
@@ -141,34 +128,10 @@ def test_autocast():
     assert loss.dtype == torch.float32 and x.grad.isfinite().all() and x.grad.abs().max() > 0
 
 
-def test_it_learns_to_tell_apart():
-    torch.manual_seed(0)
-    network = MultiScaleSTFTDiscriminator((128, 64), filters=8)
-    optimiser = torch.optim.Adam(network.parameters(), 3e-3, betas=(0.5, 0.9))
-
-    def pair(seed):
-        real = buzz(4, 512, seed=seed)[:, None]
-        return network(real)[0], network(real + 0.05 * torch.randn(real.shape))[0]
-
-    losses = []
-    for step in range(24):
-        loss = discriminator_loss(*pair(step))
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        losses.append(loss.item())
-    with torch.no_grad():
-        real, fake = pair(1000)
-    assert losses[0] > 1.9 and discriminator_loss(real, fake) < 1, losses
-    for a, b in zip(real, fake):
-        assert a.mean((1, 2, 3)).min() > b.mean((1, 2, 3)).max(), "in a new batch too"
-
-
 def test_adversary():
     """It learns from waves that are detached, and judges with its weights frozen."""
     adversary = Adversary(1e-3, 1.0, "cpu", contextlib.nullcontext)
-    waves = {name: buzz(1, 2048, seed=seed).requires_grad_()
+    waves = {name: voices(1, 0.128, seed).requires_grad_()
              for seed, name in enumerate(("cover", "secret", *FAKES))}
 
     def changed_by(act, *more):

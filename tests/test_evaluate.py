@@ -3,7 +3,6 @@
 import csv
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -14,7 +13,8 @@ import soundfile
 
 import evaluate
 from evaluation import scores
-from helpers import INN, ROOT, voice
+from evaluation.speed import measure_speed
+from helpers import INN, ROOT, python, voice, voices
 
 
 def run(*words):
@@ -49,23 +49,6 @@ def test_folder(tmp_path, capsys):
     assert float(clean) > 5 and float(noisy) < float(clean)
 
 
-def test_own_files_and_default_models(tmp_path, capsys):
-    """Two files with different rates and lengths; the shipped models."""
-    soundfile.write(tmp_path / "a.wav", 0.3 * voice(0.5, 16000, 1), 16000)
-    stereo = np.stack([0.3 * voice(0.6, 24000, 2)] * 2, 1)
-    soundfile.write(tmp_path / "b.flac", stereo, 24000)
-    run("--cover", tmp_path / "a.wav", "--secret", tmp_path / "b.flac", "--no_perceptual",
-        "--snr", 50)
-    out = table(capsys.readouterr().out)
-    assert {"INN, 48 dB", "lattice, 50 dB", "paper", "robust"} <= set(out)
-    assert abs(float(out["lattice, 50 dB"][0]) - 50) < 0.5 and float(out["INN, 48 dB"][2]) > 20
-    assert float(out["lattice, 50 dB"][2]) > float(out["LSB, 6 bits"][2]) + 10
-    assert "±" not in " ".join(out["INN, 48 dB"]), "one pair has no interval"
-    soundfile.write(tmp_path / "silent.wav", np.zeros(16000), 16000)
-    with pytest.raises(SystemExit, match="silent.wav is silent"):
-        run("--cover", tmp_path / "a.wav", "--secret", tmp_path / "silent.wav", "--no_perceptual")
-
-
 def test_unusable_files_are_left_out(tmp_path, capsys):
     for i in range(2):
         soundfile.write(tmp_path / f"{i}.wav", 0.3 * voice(3.2, 8000, i), 8000)
@@ -81,39 +64,31 @@ def test_unusable_files_are_left_out(tmp_path, capsys):
         run("--data_dir", tmp_path, "--no_perceptual", "--model", INN, "--rate", 8000)
 
 
-# ---------------------------------------------------------------- what it refuses
-
-def test_missing_packages_are_named_in_one_line(monkeypatch, paths):
+def test_missing_packages_are_named_in_one_line(monkeypatch, paths, capsys):
+    pytest.importorskip("pesq")
+    pytest.importorskip("pystoi")
+    words = "--cover", paths["cover"], "--secret", paths["secret"], "--model", INN
+    monkeypatch.setitem(sys.modules, "resemblyzer", None)  # importing it fails
+    scores.speaker_encoder.cache_clear()
+    run(*words)
+    scores.speaker_encoder.cache_clear()
+    out, err = capsys.readouterr()
+    assert "resemblyzer is not installed: pip install" in err and "similarity" not in out
     for name in ("pesq", "pystoi", "matplotlib", "matplotlib.figure"):
-        monkeypatch.setitem(sys.modules, name, None)  # importing it fails
+        monkeypatch.setitem(sys.modules, name, None)
     for more in ([], ["--no_perceptual", "--plot", "x.png"]):
         message = "^error: [a-z]+ is not installed: pip install -r requirements-eval.txt"
         with pytest.raises(SystemExit, match=message):
-            run("--cover", paths["cover"], "--secret", paths["secret"], "--model", INN, *more)
-
-
-def test_speaker_similarity_is_optional(monkeypatch, paths, capsys):
-    pytest.importorskip("pesq")
-    pytest.importorskip("pystoi")
-    monkeypatch.setitem(sys.modules, "resemblyzer", None)
-    scores.speaker_encoder.cache_clear()
-    run("--cover", paths["cover"], "--secret", paths["secret"], "--model", INN)
-    out, err = capsys.readouterr()
-    assert "resemblyzer is not installed: pip install" in err and "similarity" not in out
-    scores.speaker_encoder.cache_clear()
+            run(*words, *more)
 
 
 @pytest.mark.parametrize("flag, name, reason", [
-    ("--csv", "folder.png", "{} cannot be written (it is not a file)"),
     ("--plot", "folder.png", "{} cannot be written (it is not a file)"),
     ("--csv", "none/t.csv", "{} cannot be written (No such file or directory)"),
-    ("--page", "none/listen", "{} cannot be written (No such file or directory)"),
-    ("--csv", "file/t.csv", "{} cannot be written (Not a directory)"),
     ("--page", "file/listen", "{} cannot be written (Not a directory)"),
     ("--page", "file", "{}/index.html cannot be written (Not a directory)"),
     ("--csv", 300 * "x", "{} cannot be written (File name too long)"),
     ("--plot", "p.bmp", "{} cannot be written: give a name that ends in .png, .svg or .pdf"),
-    ("--plot", "p", "{} cannot be written: give a name that ends in .png, .svg or .pdf"),
     ("--csv", "file", "none.wav does not exist")])
 def test_outputs_are_checked_before_the_work(tmp_path, flag, name, reason):
     """There is no cover, so that the work fails: existing files are left as they were."""
@@ -122,24 +97,20 @@ def test_outputs_are_checked_before_the_work(tmp_path, flag, name, reason):
     with pytest.raises(SystemExit) as caught:
         run("--cover", "none.wav", "--secret", "none.wav", "--no_perceptual", flag,
             tmp_path / name)
-    message = caught.value.code
-    assert message.startswith("error: " + reason.format(tmp_path / name))
-    assert len(message.splitlines()) == 1
+    assert caught.value.code.startswith("error: " + reason.format(tmp_path / name))
+    assert len(caught.value.code.splitlines()) == 1
     assert sorted(os.listdir(tmp_path)) == ["file", "folder.png"]
     assert (tmp_path / "file").read_text() == "as it was"
 
 
 def command(paths, *more):
-    words = ["--cover", paths["cover"], "--secret", paths["secret"], "--model", INN,
-             "--no_perceptual", *more]
-    return [sys.executable, os.path.join(ROOT, "evaluate.py"), *map(str, words)]
+    return (os.path.join(ROOT, "evaluate.py"), "--cover", paths["cover"], "--secret",
+            paths["secret"], "--model", INN, "--no_perceptual", *more)
 
 
 @pytest.mark.parametrize("closed", ["| head -1", ">&- 2>&-"])
 def test_csv_is_written_although_stdout_is_closed(tmp_path, paths, closed):
-    words = shlex.join(command(paths, "--csv", "t.csv"))
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", f"{words} {closed}"], cwd=tmp_path,
-                          capture_output=True, text=True)
+    done = python(*command(paths, "--csv", "t.csv"), cwd=tmp_path, shell="{} " + closed)
     assert done.returncode == 0 and done.stderr == ""
     with open(tmp_path / "t.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) > 20
@@ -148,8 +119,8 @@ def test_csv_is_written_although_stdout_is_closed(tmp_path, paths, closed):
 def test_a_signal_ends_the_run_in_one_line(tmp_path, paths):
     (tmp_path / "tmp").mkdir()
     environment = os.environ | {"TMPDIR": str(tmp_path / "tmp")}
-    process = subprocess.Popen(command(paths, "--attacks"), stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen([sys.executable, *command(paths, "--attacks")], text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
     assert process.stdout.readline().startswith("pairs: 1")  # then it is at work
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate()
@@ -167,3 +138,25 @@ def test_contradicting_flags(words, capsys):
         run(*words.split())
     error = capsys.readouterr().err
     assert caught.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_measure_speed(capsys):
+    measure_speed(INN, minutes=0.05, channels=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["hide", "reveal"]
+    for line in lines:
+        speed, memory = re.search(r"([\d.]+) times real time.* (\d+) KiB", line).groups()
+        assert float(speed) > 0 and float(memory) > 50_000
+
+
+def test_two_files_of_other_rates_and_lengths(tmp_path, capsys):
+    soundfile.write(tmp_path / "a.wav", 0.3 * voice(0.5, 16000, 1), 16000)
+    soundfile.write(tmp_path / "b.flac", 0.3 * voices(2, 0.6, 2, 24000).numpy().T, 24000)
+    soundfile.write(tmp_path / "silent.wav", np.zeros(16000), 16000)
+    words = "--no_perceptual", "--model", "lattice", "--snr", 50, "--cover", tmp_path / "a.wav"
+    run(*words, "--secret", tmp_path / "b.flac")
+    out = table(capsys.readouterr().out)
+    assert abs(float(out["lattice, 50 dB"][0]) - 50) < 0.5, "one pair has no interval"
+    assert float(out["lattice, 50 dB"][2]) > float(out["LSB, 6 bits"][2]) + 10
+    with pytest.raises(SystemExit, match="silent.wav is silent"):
+        run(*words, "--secret", tmp_path / "silent.wav")

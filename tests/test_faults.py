@@ -6,9 +6,8 @@ import pickle
 import pty
 import random
 import re
-import shutil
-import signal
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -16,9 +15,8 @@ import soundfile
 import torch
 
 import stego
-from files import checkpoint, sound
+from files import sound
 from helpers import HIDE, INN, LATTICE, ROOT, run_stego, voice
-from wavinwav import Config, build
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +51,9 @@ def folder(tmp_path_factory):
     (folder / "precious.wav").write_text("precious")
     (folder / "key").write_text("open sesame\n")
     (folder / "wrong").write_text("open simsim\n")
+    (folder / "blank").write_bytes(b"\xef\xbb\xbf\r\n")
+    (folder / "UTF-16").write_text("open sesame", "UTF-16")
+    os.mkfifo(folder / "pipe.wav")
     # models
     good = open(LATTICE, "rb").read()
     (folder / "cut.pt").write_bytes(good[:10000])
@@ -65,12 +66,7 @@ def folder(tmp_path_factory):
     torch.save({"wavinwav": 2, "config": Code()}, folder / "code2.pt")
     content = torch.load(LATTICE, weights_only=True)
     torch.save(content | {"wavinwav": 3}, folder / "later.pt")
-    torch.save(content | {"config": content["config"] | {"growth": 8}}, folder / "other_size.pt")
-    torch.save(content | {"config": content["config"] | {"colour": 1}}, folder / "colour.pt")
     torch.save(content["state_dict"], folder / "weights.pt")
-    content = torch.load(INN, weights_only=True)
-    torch.save(content | {"config": content["config"] | {"growth": 16}}, folder / "growth.pt")
-    checkpoint.save(build(Config.paper(blocks=1, growth=2)), folder / "paper.pt")
     # stegos
     inn, lattice = stego.load_model(INN), stego.load_model(LATTICE)
     for name, cover_name, model, key in (
@@ -112,6 +108,9 @@ def revealing(name, *more):
 FAULTS = [
     (hiding("missing.wav"), "missing.wav does not exist"),
     (hiding("sub"), "sub is a folder, a pipe or a device; give a sound file"),
+    (hiding("pipe.wav"), "pipe.wav is a folder, a pipe or a device"),
+    (hiding(secret="/dev/zero"), "/dev/zero is a folder, a pipe or a device"),
+    (("hide", "cover.wav", "secret.wav", "-o", "pipe.wav", "--overwrite"), "it is not a file"),
     (hiding("empty.wav"), "empty.wav cannot be read as audio"),
     (hiding("none.wav"), "none.wav has no samples"),
     (hiding("head.wav"), "head.wav has no samples"),
@@ -149,12 +148,17 @@ FAULTS = [
     ((*HIDE, "--shaping", "2"), "--shaping 2.0 makes no sense; give a number from 0 to 1"),
     ((*HIDE, "--masking", "0.5"), "--masking has no effect on this model; leave it out, or give"),
     ((*HIDE, "--shaping", "0.5", "--model", "robust"), "--shaping has no effect on this model"),
-    ((*HIDE, "--snr", "40", "--model", "paper.pt"), "--snr has no effect on this model"),
+    ((*HIDE, "--snr", "40", "--model", "paper"), "--snr has no effect on this model"),
     ((*HIDE, "--model", "nosuch"), "nosuch cannot be read .No such file.*; give a model"),
     ((*HIDE, "--depth", "20"), "argument --depth: invalid choice"),
     ((*HIDE, "--key", "--key-file", "key"), "not allowed with argument"),
     ((*HIDE, "--key=open sesame"), "ignored explicit argument|unrecognized|expected"),
     ((*HIDE, "--key-file", "missing"), "missing cannot be read .* give a file with a passphrase"),
+    ((*HIDE, "--key-file", ""), "--key-file '' cannot be read"),
+    ((*HIDE, "--key-file", "blank"), "blank is empty; write a passphrase into it"),
+    ((*HIDE, "--key-file", "UTF-16"), "UTF-16 is UTF-16; save it as UTF-8"),
+    ((*HIDE, "--key-file", "/dev/zero"), "/dev/zero has more than 65536 bytes"),
+    (revealing("good.wav", "--key-file", "blank"), "blank is empty; write a passphrase into it"),
     ((*HIDE, "--key"), "there is nobody to ask for a key; give --key-file"),
     (("hide", "cover.wav", "secret.wav"), "the following arguments are required: -o/--output"),
     ((), "the following arguments are required: command"),
@@ -167,9 +171,6 @@ FAULTS = [
     ((*HIDE, "--model", "code2.pt"), "code2.pt is not a WavInWav model, or is damaged"),
     ((*HIDE, "--model", "weights.pt"), "weights.pt is not a WavInWav model of this version"),
     ((*HIDE, "--model", "later.pt"), "later.pt is not a WavInWav model of this version"),
-    ((*HIDE, "--model", "other_size.pt"), "other_size.pt is not a lattice of this version"),
-    ((*HIDE, "--model", "colour.pt"), "colour.pt is not a lattice of this version"),
-    ((*HIDE, "--model", "growth.pt"), "growth.pt is not a network of this version"),
     (revealing("missing.wav"), "missing.wav does not exist"),
     (revealing("text.wav"), "text.wav cannot be read as audio"),
     (revealing("one.wav"), "one.wav: " + GONE),
@@ -213,8 +214,8 @@ def test_one_line_for_every_fault(folder, tmp_path):
     wrong = []
     for words, expected in FAULTS:
         code, out, err = run_stego(folder, *words, temporary=str(tmp_path))
-        told = len(err.splitlines()) == 1 and re.match(f"error: .*{expected}", err)
-        if not (code in (1, 2) and out == "" and told):
+        one_line = len(err.splitlines()) == 1 and re.match(f"error: .*{expected}", err)
+        if not (code in (1, 2) and out == "" and one_line):
             wrong.append((words, code, out, err))
     assert not wrong, "\n".join(map(str, wrong))
     after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
@@ -250,18 +251,6 @@ def test_no_room_on_the_disk(folder):
     assert not [path for path in folder.iterdir() if path.name.startswith("out")]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
-def test_no_permission(folder, tmp_path):
-    shutil.copy(folder / "cover.wav", tmp_path / "closed.wav")
-    os.chmod(tmp_path / "closed.wav", 0)
-    (tmp_path / "closed").mkdir(mode=0o500)
-    closed = str(tmp_path / "closed.wav"), str(tmp_path / "closed" / "out.wav")
-    for words, expected in ((hiding(closed[0]), "closed.wav cannot be read"),
-                            ((*HIDE[:-1], closed[1]), "out.wav cannot be written")):
-        code, out, err = run_stego(folder, *words)
-        assert code == 1 and out == "" and len(err.splitlines()) == 1 and expected in err
-
-
 def test_force_reveals_what_is_left(folder):
     forced = "-o", "forced.wav", "--force", "--overwrite"
     for name in ("changed15990.wav", "appended.wav"):
@@ -276,34 +265,9 @@ def test_force_reveals_what_is_left(folder):
     os.remove(folder / "forced.wav")
 
 
-class Hang(BaseException):
-    pass
-
-
-def mutated(content, rng):
-    """A copy of bytes with one to ten changes, most of them near the beginning."""
-    data = bytearray(content)
-    for _ in range(rng.choice((1, 1, 2, 10))):
-        place = rng.randrange(min(len(data), rng.choice((16, 64, 1000, len(data)))))
-        what = rng.randrange(4)
-        if what == 0:
-            data[place] ^= 1 << rng.randrange(8)
-        elif what == 1:
-            data[place:place + rng.randrange(1, 8)] = rng.randbytes(rng.randrange(8))
-        elif what == 2 and len(data) > 100:
-            del data[max(50, rng.randrange(len(data))):]
-        else:
-            data[place:place + 4] = rng.choice((
-                b"\0\0\0\0", b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\x80"))
-    return data
-
-
 @pytest.mark.slow
 def test_fuzz(folder, tmp_path):
     """300 random mutations of stego files and of models: each works or is refused, in time."""
-    def hang(*_):
-        raise Hang
-
     rng, refused = random.Random(0), 0
     sources = [(None, ".pt", open(path, "rb").read()) for path in (LATTICE, LATTICE, INN)]
     for model in (stego.load_model(LATTICE), stego.load_model(INN)):
@@ -312,24 +276,22 @@ def test_fuzz(folder, tmp_path):
             soundfile.write(cover, soundfile.read(folder / "cover.wav")[0][:3000], 16000)
             stego.hide(cover, str(folder / "one.wav"), str(out), model, overwrite=True)
             sources.append((model, kind, out.read_bytes()))
-    before = signal.signal(signal.SIGALRM, hang)
-    try:
-        for i in range(300):
-            model, kind, content = sources[i % len(sources)]
-            path = tmp_path / f"mutant{kind}"
-            path.write_bytes(mutated(content, rng))
-            signal.alarm(20)
-            try:
-                if model is None:
-                    stego.load_model(str(path))
-                else:
-                    stego.reveal(str(path), str(tmp_path / "out.wav"), model, force=bool(i & 8),
-                                 overwrite=True)
-            except sound.StegoError as error:
-                refused += 1
-                assert len(str(error).splitlines()) == 1 and str(path) in str(error)
-            signal.alarm(0)
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+    for i in range(300):
+        model, kind, content = sources[i % len(sources)]
+        data, path, start = bytearray(content), tmp_path / f"mutant{kind}", time.monotonic()
+        for _ in range(rng.choice((1, 1, 2, 10))):
+            place = rng.randrange(min(len(data), rng.choice((16, 64, 1000, len(data)))))
+            data[place:place + 4] = rng.choice((
+                b"", b"\0\0\0\0", b"\xff\xff\xff\x7f", b"\0\0\0\x80", rng.randbytes(4)))
+        path.write_bytes(data[:rng.choice((len(data), rng.randrange(50, len(data))))])
+        try:
+            if model is None:
+                stego.load_model(str(path))
+            else:
+                stego.reveal(str(path), str(tmp_path / "out.wav"), model, force=bool(i & 8),
+                             overwrite=True)
+        except sound.StegoError as error:
+            refused += 1
+            assert len(str(error).splitlines()) == 1 and str(path) in str(error)
+        assert time.monotonic() < start + 20
     assert refused > 150

@@ -10,7 +10,6 @@ import stego
 import wavinwav
 from files.command import StegoError
 from files.container import DENSE, Cipher, Header, bytes_of, sealed
-from files.sound import READ_AT_ONCE
 from helpers import INN, LATTICE, header_of, likeness, pcm, snr, speechlike
 from lattice import lattice, parts, quantiser
 from lattice.cells import random_numbers, read_words, word_starts, write_words
@@ -108,29 +107,6 @@ def test_threads_and_matmul_precision_do_not_matter(model, files, monkeypatch):
     assert all(torch.equal(files.reveal(model, x), y) for x, y in zip(hidden, revealed))
 
 
-@pytest.mark.parametrize("cover_length, length, rate", [
-    (16000, 16000, 16000), (5000, 1, 16000), (4000, 3999, 8000), (40001, 30011, 44100),
-    (30000, 100, 96000), (DENSE.header_samples + DENSE.seal_samples + READ_AT_ONCE + 9, 9, 8000)])
-def test_hide_knows_what_reveal_returns(model, files, cover_length, length, rate):
-    cover, secret = pcm(cover_length, seed=3), pcm(length, seed=4)
-    hidden, *snrs = files.hide(model, cover, secret, rate, snr=40)
-    revealed = files.reveal(model, hidden, rate)
-    assert hidden.shape == cover.shape and revealed.shape == secret.shape
-    found = [snr(*pair) for pair in ((cover.double(), hidden), (secret.double(), revealed))]
-    assert found == pytest.approx(snrs, abs=1e-6)
-
-
-def test_the_snr_that_was_asked_for(model, files):
-    cover, secret = pcm(4 * 16000, seed=5), pcm(4 * 16000, seed=6)
-    secret_snrs = []
-    for wanted in (45, 60):
-        _, stego_snr, secret_snr = files.hide(model, cover, secret, snr=wanted, shaping=0)
-        assert abs(stego_snr - wanted) < 0.4
-        secret_snrs.append(secret_snr)
-    lost = (secret_snrs[0] - secret_snrs[1]) / 15
-    assert 0.8 < lost < 1.5, "what the stego gains, the secret loses"
-
-
 @pytest.mark.parametrize("option, side", [("shaping", 0), ("masking", 1)])
 def test_options_move_noise_to_where_a_side_is_loud(shipped, files, option, side):
     """Shaping the noise of the secret by the secret, masking that of the cover by the cover."""
@@ -158,21 +134,15 @@ def test_what_two_channels_share_costs_bits_once(model, files):
 def test_parts_stand_alone(model, files, monkeypatch, capfd):
     """Of a recording of several parts, with one that is destroyed, all others are revealed."""
     monkeypatch.setattr(parts, "PART_SEGMENTS", 40)
-    cover, secret = pcm(100_000, seed=23), pcm(90_000, seed=24)
-    hidden, _, secret_snr = files.hide(model, cover, secret, snr=45)
+    hidden, *_ = files.hide(model, pcm(100_000, seed=23), pcm(90_000, seed=24), snr=45)
     revealed = files.reveal(model, hidden)
-    assert snr(secret.double(), revealed) == pytest.approx(secret_snr, abs=1e-6)
-    assert secret_snr > 20
     header = header_of((hidden * 32768).int(), None, model.fingerprint(), DENSE)[0]
     ranges = parts.parts_of(header)
-    assert len(ranges) == 6 and ranges[-1].secret.stop == len(secret)
     hidden[ranges[3].samples] = 0
     forced = files.reveal(model, hidden, force=True)
     assert "1 of 6 blocks" in capfd.readouterr().err
     alike = [torch.equal(forced[part.secret], revealed[part.secret]) for part in ranges]
     assert alike == [True] * 3 + [False] + [True] * 2
-    hidden, *_ = files.hide(model, cover, secret[:3], snr=45)
-    assert files.reveal(model, hidden).shape == (3,), "fewer samples than parts"
 
 
 def crafted(model, words):
@@ -205,58 +175,30 @@ def test_blocks_that_share_words_are_refused(model, files, monkeypatch, where, e
         files.reveal(model, crafted(model, words)[0])
 
 
-def changed(hidden, place):
-    hidden = hidden.clone()
-    hidden[place] += (1 if hidden[place] < 0 else -1) / 32768
-    return hidden
-
-
-@pytest.mark.parametrize("place", [0, 5, 100])  # in a segment's label, and in two cells
-def test_damage_stays_in_its_block(model, files, capsys, place):
+def test_damage_stays_in_its_block(model, files, capsys):
+    """Be it changed in a segment's label or in one of two cells, or cut off."""
     cover, secret = pcm(12 * 16000, seed=11), pcm(12 * 16000, seed=12)
     hidden, *_ = files.hide(model, cover, secret, snr=45)
     whole = files.reveal(model, hidden)
     first = random_numbers(375, Cipher(), 0)[1][160].item()
-    place = DENSE.header_samples + 160 * SEGMENT + (first + place) % SEGMENT
-    damaged = changed(hidden, place)
-    with pytest.raises(StegoError, match="changed after it was made"):
-        files.reveal(model, damaged)
-    forced = files.reveal(model, damaged, force=True)
-    assert "1 of 3 blocks" in capsys.readouterr().err
-    frames, blocks = model.shape_of(len(secret), 256)
-    size = frames * 256
-    unlike = [not torch.equal(a, b) for a, b in zip(whole.split(size), forced.split(size))]
-    assert blocks == len(unlike) == 3 and sum(unlike) == 1
-    assert not forced.split(size)[unlike.index(True)].any()
-
-
-def test_what_was_cut_off_is_silent(model, files, capsys):
-    cover, secret = pcm(12 * 16000, seed=21), pcm(12 * 16000, seed=22)
-    hidden, *_ = files.hide(model, cover, secret, snr=45)
-    whole = files.reveal(model, hidden)
-    with pytest.raises(StegoError, match="it was cut: 184000 of 192000 samples"):
-        files.reveal(model, hidden[:-8000])
-    with pytest.raises(StegoError, match="changed"):
-        files.reveal(model, torch.cat([hidden, hidden[:1]]))
-    cut = files.reveal(model, hidden[:-8000], force=True)
-    assert "1 of 3 blocks" in capsys.readouterr().err
-    assert torch.equal(cut[:8 * 16000], whole[:8 * 16000]) and not cut[9 * 16000:].any()
+    size = model.shape_of(len(secret), 256)[0] * 256
+    cases = [(hidden[:-8000], "it was cut: 184000")]
+    for place in (0, 5, 100):
+        place = DENSE.header_samples + 160 * SEGMENT + (first + place) % SEGMENT
+        changed = hidden.clone()
+        changed[place] += (1 if hidden[place] < 0 else -1) / 32768
+        cases.append((changed, "changed after it was made"))
+    for damaged, message in cases:
+        with pytest.raises(StegoError, match=message):
+            files.reveal(model, damaged)
+        forced = files.reveal(model, damaged, force=True)
+        assert "1 of 3 blocks" in capsys.readouterr().err
+        unlike = [not torch.equal(a, b) for a, b in zip(whole.split(size), forced.split(size))]
+        assert len(unlike) == 3 and sum(unlike) == 1
+        assert not forced.split(size)[unlike.index(True)].any()
     for length in (2000, 5000):
         with pytest.raises(StegoError, match="cut off"):
             files.reveal(model, hidden[:length], force=True)
-
-
-@pytest.mark.parametrize("cover, secret", [
-    (torch.zeros(16000), None), (None, torch.zeros(16000)), (torch.zeros(16000), torch.zeros(5)),
-    (torch.full((16000,), -1.0), torch.full((16000,), 0.999)), (None, torch.full((9000,), 0.1))])
-def test_silence_and_constants(shipped, files, cover, secret):
-    cover = pcm(16000, seed=15) if cover is None else cover
-    secret = pcm(16000, seed=16) if secret is None else secret
-    hidden, *_ = files.hide(shipped, cover, secret)
-    revealed = files.reveal(shipped, hidden)
-    assert (secret - revealed).abs().max() < 0.5
-    if not secret.any():
-        assert not revealed.any()
 
 
 # ---------------------------------------------------------------- keys
@@ -270,13 +212,10 @@ def test_a_key_is_needed(model, files):
     # standard deviation of 0.9: 0.022 dB in all, so that this is 9 of them.
     assert abs(plain_snr - keyed_snr) < 0.2
     assert files.reveal(model, hidden, key=b"open sesame").shape == secret.shape
-    for key in (None, "open sesame ", "Open sesame"):
+    for samples, key in ((hidden, None), (hidden, "open sesame "), (plain, "open sesame")):
         with pytest.raises(StegoError, match="the key or the model is another"):
-            files.reveal(model, hidden, key=key)
-    with pytest.raises(StegoError, match="the key or the model is another"):
-        files.reveal(model, plain, key="open sesame")
-    again, *_ = files.hide(model, cover, secret, snr=45)
-    assert torch.equal(again, plain), "without a key, hiding is deterministic"
+            files.reveal(model, samples, key=key)
+    assert torch.equal(files.hide(model, cover, secret, snr=45)[0], plain), "deterministic"
 
 
 def test_without_the_key_there_is_nothing(shipped, files, fixed_nonce):

@@ -1,6 +1,5 @@
 """The shipped network of the paper, through files: pieces, channels, loud covers and a key."""
 
-import os
 
 import numpy as np
 import pytest
@@ -11,10 +10,10 @@ import stego
 from files import sound
 from files.command import StegoError
 from files.container import Cipher
-from files.parts import PaperMethod, scramble
-from helpers import ROOT, header_of
+from files.parts import PaperMethod
+from helpers import COVER, SECRET, file_snr, four, header_of
 
-EXAMPLES = [os.path.join(ROOT, "examples", f"{name}.wav") for name in ("cover", "secret")]
+EXAMPLES = COVER, SECRET
 
 
 @pytest.fixture(scope="module")
@@ -22,18 +21,10 @@ def model():
     return stego.load_model("paper")
 
 
-def test_examples(model, tmp_path):
-    stego_path, found = tmp_path / "stego.wav", tmp_path / "found.wav"
-    stego_snr, secret_snr = stego.hide(*EXAMPLES, stego_path, model)
-    assert stego_snr > 22 and secret_snr > 11
-    stego.reveal(stego_path, found, model)
-    assert snr(EXAMPLES[1], found) == pytest.approx(secret_snr, abs=0.1)
-
-
 def test_pieces_channels_and_loud_covers(model, tmp_path, monkeypatch):
     cover, rate = soundfile.read(EXAMPLES[0])
     loud = np.stack([cover / np.abs(cover).max(), cover[::-1]], 1)[:40015]  # not whole frames
-    paths = [tmp_path / f"{name}.wav" for name in ("cover", "secret", "stego", "found")]
+    paths = four(tmp_path)
     soundfile.write(paths[0], loud, rate)
     soundfile.write(paths[1], soundfile.read(EXAMPLES[1])[0][:40015], rate)
     alone = stego.hide(*paths[:3], model, overwrite=True)
@@ -43,14 +34,14 @@ def test_pieces_channels_and_loud_covers(model, tmp_path, monkeypatch):
     assert np.abs(soundfile.read(paths[2], dtype="int16")[0].astype(int)).max() <= 32767
     stego.reveal(paths[2], paths[3], model)
     assert soundfile.info(paths[3]).frames == 40015
-    assert snr(paths[1], paths[3]) == pytest.approx(in_pieces[1], abs=0.1)
+    assert file_snr(paths[1], paths[3]) == pytest.approx(in_pieces[1], abs=0.1)
 
 
 @pytest.mark.parametrize(("cover_level", "secret_level", "least"),
                          [(-20, -40, 15), (-45, -20, 10), (-20, None, None)])
 def test_quiet_files(model, tmp_path, cover_level, secret_level, least):
     """The network was trained with speech of about -20 dB of full scale."""
-    paths = [tmp_path / f"{name}.wav" for name in ("cover", "secret", "stego", "found")]
+    paths = four(tmp_path)
     for path, example, level in zip(paths, EXAMPLES, (cover_level, secret_level)):
         x, rate = soundfile.read(example)
         x *= 10 ** (level / 20) / np.sqrt(np.square(x).mean()) if level else 0
@@ -60,18 +51,19 @@ def test_quiet_files(model, tmp_path, cover_level, secret_level, least):
     stego.reveal(paths[2], paths[3], model)
     if least:
         assert secret_snr > least
-        assert snr(paths[1], paths[3]) == pytest.approx(secret_snr, abs=0.1)
+        assert file_snr(paths[1], paths[3]) == pytest.approx(secret_snr, abs=0.1)
 
 
-def test_a_key_is_needed(model, tmp_path):
+@pytest.mark.parametrize("key", [None, "open sesame"])
+def test_examples(model, tmp_path, key):
     stego_path, found = tmp_path / "stego.wav", tmp_path / "found.wav"
-    stego_snr, secret_snr = stego.hide(*EXAMPLES, stego_path, model, key="open sesame")
+    stego_snr, secret_snr = stego.hide(*EXAMPLES, stego_path, model, key=key)
     assert stego_snr > 22 and secret_snr > 11
-    for key in (None, "open barley"):
+    for other in {None, "open barley"} - {key}:
         with pytest.raises(StegoError):
-            stego.reveal(stego_path, found, model, key)
-    stego.reveal(stego_path, found, model, "open sesame")
-    assert snr(EXAMPLES[1], found) == pytest.approx(secret_snr, abs=0.1)
+            stego.reveal(stego_path, found, model, other)
+    stego.reveal(stego_path, found, model, key)
+    assert file_snr(EXAMPLES[1], found) == pytest.approx(secret_snr, abs=0.1)
 
 
 def test_a_key_permutes_each_part_anew(model, tmp_path, monkeypatch):
@@ -93,22 +85,3 @@ def test_a_key_permutes_each_part_anew(model, tmp_path, monkeypatch):
         assert len(order.unique()) > 0.6 * len(order), "most segments are recognised"
         for other in (torch.arange(len(order)), *orders[:i]):
             assert (order == other).double().mean() < 0.2
-
-
-def test_scramble():
-    """Segments of 20 ms, as in the paper; the rest stays."""
-    x, key = torch.arange(32077.0).repeat(2, 1), Cipher("key")
-    y = scramble(x, key, 0, 16000)
-    assert torch.equal(scramble(y, key, 0, 16000, invert=True), x)
-    segments = y[0, :32000].view(100, 320)
-    assert torch.equal(segments[:, 0].sort().values, torch.arange(0, 32000, 320.0))
-    assert torch.equal(segments - segments[:, :1], torch.arange(320.0).expand(100, 320))
-    assert torch.equal(y[:, 32000:], x[:, 32000:]) and torch.equal(y[0], y[1])
-    assert torch.equal(scramble(x[:, :100], key, 0, 16000), x[:, :100])
-    assert torch.equal(scramble(x, Cipher(), 0, 16000), x)
-
-
-def snr(reference, estimate):
-    """dB, of two files of one channel."""
-    a, b = (soundfile.read(path)[0] for path in (reference, estimate))
-    return 10 * np.log10(np.square(a).sum() / np.square(a - b).sum())

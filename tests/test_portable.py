@@ -1,14 +1,27 @@
-"""Every script without what only Linux has, as on Windows: in one process, without signals, locks,
-forks and the C library."""
+"""What works where something is missing: what only Linux has, the folder lattice/, torchaudio."""
 
-import subprocess
-import sys
+
+import os
+import re
+import shutil
 
 import numpy as np
 import pytest
 import soundfile
 
-from helpers import COVER, ROOT, SECRET, TINY, TINY_LATTICE, TINY_PAPER, voice
+from helpers import (
+    COVER,
+    HIDE,
+    LATTICE,
+    ROOT,
+    SECRET,
+    STEGO,
+    TINY,
+    TINY_LATTICE,
+    TINY_PAPER,
+    python,
+    voice,
+)
 
 WITHOUT = """
 import ctypes, os, runpy, signal, sys, sysconfig
@@ -40,16 +53,16 @@ for command in sys.argv[1:]:
 
 
 def run(*commands):
-    """Scripts with their arguments, one after the other in one process."""
+    """Scripts with their arguments, one after the other in one process, as on Windows: without
+    signals, locks, forks and the C library."""
     commands = ["\n".join(map(str, words)) for words in commands]
-    done = subprocess.run([sys.executable, "-c", WITHOUT, *commands], cwd=ROOT,
-                          capture_output=True, text=True, timeout=300)
+    done = python("-c", WITHOUT, *commands)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     return done
 
 
 @pytest.mark.parametrize("model", ["wavinwav", "lattice"])
-def test_hide_and_reveal(tmp_path, model):
+def test_hide_and_reveal_without_linux(tmp_path, model):
     """In several parts, which would go to processes."""
     for name, path in (("cover", COVER), ("secret", SECRET)):
         x, rate = soundfile.read(path, dtype="int16")
@@ -62,15 +75,68 @@ def test_hide_and_reveal(tmp_path, model):
     assert len(x) == len(y) and np.sum((x - y) ** 2) < 1e-2 * np.sum(x ** 2)
 
 
-def test_training_and_evaluation(tmp_path):
-    for i in range(6):
-        soundfile.write(tmp_path / f"{i}.wav", voice(1, 16000, i), 16000)
+def test_training_and_evaluation_without_linux(speech, tmp_path):
     runs = {"lapped": ("train.py", *TINY, "--adversarial"), "paper": ("train.py", *TINY_PAPER),
             "lattice": ("lattice/train.py", *TINY_LATTICE)}
-    done = run(*([*words, "--data_dir", tmp_path, "--out_dir", tmp_path / name, "--steps", 2]
+    done = run(*([*words, "--data_dir", speech, "--out_dir", tmp_path / name, "--steps", 2]
                  for name, words in runs.items()),
                ["evaluate.py", "--cover", COVER, "--secret", SECRET, "--no_perceptual",
                 "--model", "lattice", "wavinwav"])
-    for name in runs:
-        assert (tmp_path / name / "last.pt").exists()
-    assert "secret" in done.stdout
+    assert all((tmp_path / name / "last.pt").exists() for name in runs) and "secret" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """The repository without the folder lattice/."""
+    copy = tmp_path_factory.mktemp("copy") / "repository"
+    return shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(
+        "lattice", "tests", "docs", "runs", ".*", "__pycache__"))
+
+
+def test_without_the_lattice(copy, speech, folder):
+    def run(script, *words):
+        done = python(copy / script, *words, cwd=folder)
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+        return done.stdout
+
+    assert "secret SNR" in run("stego.py", *HIDE)
+    assert "0.50 s revealed" in run("stego.py", "reveal", "out.wav", "-o", "found.wav")
+    flags = *TINY, "--steps", 2, "--data_dir", speech, "--out_dir", "run"
+    assert "done: " in run("train.py", *flags)
+    table = run("evaluate.py", "--cover", "cover.wav", "--secret", "secret.wav", "--no_perceptual")
+    assert "INN, 48 dB" in table and "\nrobust " in table and "lattice" not in table
+
+
+def test_its_models_are_refused_without_it(copy, folder):
+    done = python(copy / "stego.py", *HIDE, "--model", LATTICE, cwd=folder)
+    assert done.returncode and done.stdout == "" and len(done.stderr.splitlines()) == 1
+    assert re.match("error: .*lattice.pt needs the folder lattice/", done.stderr)
+    assert not (folder / "out.wav").exists()
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """A folder with a torchaudio that raises when it is imported, and a WavLM that needs it."""
+    folder = tmp_path_factory.mktemp("broken")
+    (folder / "torchaudio.py").write_text('raise OSError("libcudart.so.13:\\n none")')
+    (folder / "hubconf.py").write_text("import torchaudio\n")
+    return str(folder)
+
+
+def test_resampling_works_without_torchaudio(broken, folder):
+    done = python("-c", "import torchaudio", PYTHONPATH=broken)
+    assert "OSError: libcudart.so.13" in done.stderr, "or this would show nothing"
+    soundfile.write(folder / "secret.wav", voice(0.5, 22050, 1), 22050)
+    done = python(STEGO, *HIDE, cwd=folder, PYTHONPATH=broken)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("source", ["torchaudio/WAVLM_BASE_PLUS", "folder"])
+def test_what_needs_torchaudio_ends_with_one_line(broken, speech, tmp_path, source):
+    source = broken if source == "folder" else source
+    done = python("train.py", *TINY, "--steps", 4, "--out_dir", tmp_path / "run", "--data_dir",
+                  speech, "--wavlm_weight", 1, "--wavlm_source", source, PYTHONPATH=broken)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert re.search(r"libcudart.so.13: none; .*torchaudio, where it is needed, must be the one "
+                     r"built for torch \S+: pip install -r requirements.txt", done.stderr)
+    assert not os.listdir(tmp_path), "nothing half-written"

@@ -190,6 +190,11 @@ def test_hide_then_reveal(models, name, pair, flags, ending):
         assert info.samplerate == revealed.samplerate == rate
         assert info.channels == cover.channels >= revealed.channels
         assert info.frames == before.frames or cover.form == "MP3"
+        deep = before.subtype in ("PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ALAC_24")
+        depth = words[words.index("--depth") + 1] if "--depth" in words else 24 if deep else 16
+        assert info.subtype == f"PCM_{depth}"
+        assert (secret.form in ("MP3", "OGG")
+                or abs(revealed.frames / rate - hidden.frames / hidden.samplerate) < 1.01 / rate)
         if name == "paper":  # which may turn its cover down, and draws another z
             return
         words = out.rpartition(": ")[2].split()

@@ -3,10 +3,9 @@
 import os
 import re
 import shutil
-import subprocess
 import sys
 
-from helpers import ROOT
+from helpers import ROOT, python
 
 with open(os.path.join(ROOT, "README.md")) as file:
     README = file.read()
@@ -18,8 +17,7 @@ def test_python_runs_with_two_files_copied(tmp_path):
     for name in ("wavinwav.py", "models/wavinwav.pt"):
         shutil.copy(os.path.join(ROOT, name), tmp_path)
     program = "".join(blocks) + "assert (secret_ - secret).norm() < 0.1 * secret.norm()"
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True,
-                          text=True, timeout=100)
+    done = python("-c", program, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 

@@ -12,7 +12,7 @@ from files.command import StegoError
 from files.sound import decode, read_audio
 from files.source import open_audio
 from files.streams import private_folder
-from helpers import refused, run_inside, voice, voices_in
+from helpers import refused, run_stego, voice
 from training.data import find_audio
 
 RATE = 22050  # MPEG-2: 576 samples in a frame
@@ -42,12 +42,12 @@ def encoded(x, rate=RATE):
     return frames
 
 
-def in_wav(content, rate=RATE, riff=None, behind=b""):
+def in_wav(content):
     """MP3 in a WAV file."""
-    form = struct.pack("<HHIIHHHHIHHH", 0x55, 1, rate, 4000, 1, 0, 12, 1, 2, 522, 1, 0)
+    form = struct.pack("<HHIIHHHHIHHH", 0x55, 1, RATE, 4000, 1, 0, 12, 1, 2, 522, 1, 0)
     body = b"WAVEfmt " + struct.pack("<I", len(form)) + form
-    body += b"data" + struct.pack("<I", len(content)) + content + bytes(len(content) % 2) + behind
-    return b"RIFF" + struct.pack("<I", riff or len(body)) + body
+    body += b"data" + struct.pack("<I", len(content)) + content + bytes(len(content) % 2)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
 def read(path):
@@ -55,8 +55,6 @@ def read(path):
     with open_audio(path) as file:
         return read_audio(path)[0][:, 0], file.frames
 
-
-# ---------------------------------------------------------------- MP3
 
 @pytest.mark.parametrize("x", [LOUD_END, SOFT_END], ids=["loud end", "soft end"])
 @pytest.mark.parametrize("wrap", [bytes, in_wav], ids=["MP3", "WAV"])
@@ -125,8 +123,6 @@ def test_libmpg123_is_quiet(tmp_path, capfd):
         read(path)
     assert capfd.readouterr().err == ""
 
-
-# ---------------------------------------------------------------- WAV and FLAC
 
 @pytest.mark.parametrize("riff", [None, -8, 8, 1 << 20, 0], ids=str)
 @pytest.mark.parametrize("behind", [b"", b"LIST" + struct.pack("<I", 500) + bytes(20)],
@@ -202,27 +198,23 @@ def test_joined_ogg_files_are_refused(tmp_path):
         read_audio(tmp_path / "x.ogg")
 
 
-# ---------------------------------------------------------------- samples
-
 @pytest.mark.parametrize("value, message", [
     (np.nan, "that are NaN or infinite"), (np.inf, "that are NaN or infinite"),
     (20000, "of 20000 times full scale")])
-def test_samples_that_are_refused(tmp_path, value, message):
+def test_samples_that_are_refused(folder, value, message):
     x = voice(1, 16000, 1)
     x[5000] = value
-    folder = voices_in(tmp_path)
     soundfile.write(folder / "x.wav", x, 16000, "FLOAT")
     for words in (("x.wav", "secret.wav"), ("cover.wav", "x.wav")):
         refused(folder, ("hide", *words, "-o", "out.wav"), f"x.wav has samples {message}")
 
 
-def test_an_mp3_from_a_pipe_is_hidden_to_its_end(tmp_path):
-    folder = voices_in(tmp_path)
+def test_an_mp3_from_a_pipe_is_hidden_to_its_end(folder):
     (folder / "secret.mp3").write_bytes(b"".join(encoded(SOFT_END)[1:]))
     soundfile.write(folder / "cover.wav", 0.5 * voice(7, RATE, 1), RATE)
     for words in (("hide", "cover.wav", "secret.mp3", "-o", "out.wav"),
                   ("reveal", "out.wav", "-o", "found.wav")):
-        code, _, err = run_inside(folder, *words)
+        code, _, err = run_stego(folder, *words)
         assert code == 0 and err == "", err
     found = soundfile.read(folder / "found.wav")[0]
     assert len(found) >= len(SOFT_END) - 576 and np.std(found[-RATE // 8:]) > 0.1
