@@ -21,7 +21,6 @@ import argparse
 import math
 import os
 import random
-import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -51,8 +50,7 @@ EXAMPLES = [os.path.join(baselines.HERE, "examples", f"{name}.wav") for name in 
 def compare(args, folder: str):
     """Print the table of all systems, and the attacks on the models; `folder` is temporary."""
     pairs, rate = open_pairs(args)
-    tell(f"pairs: {len(pairs)}, at {rate} Hz, as 16-bit files; mean ± half of the 95 % interval",
-         sys.stdout)
+    tell(f"pairs: {len(pairs)}, at {rate} Hz, as 16-bit files; mean ± half of the 95 % interval")
     models = baselines.load_models(args.model)
     systems = baselines.all_systems(models, args.snr)
     defaults = {label: baselines.our_system(model, label) for label, model in models.items()}
@@ -85,9 +83,8 @@ def compare(args, folder: str):
               for name, of_pairs in zip(("systems", "attacks"), found)}
     scores.print_table(tables["systems"], scores.COLUMNS)
     if args.attacks:
-        tell("", sys.stdout)
-        tell("secret after the stego was changed; lost: nothing could be revealed, counts as 0",
-             sys.stdout)
+        tell("")
+        tell("secret after the stego was changed; lost: nothing could be revealed, counts as 0")
         columns = {f"{label} {name}": scores.DIGITS[name]
                    for label in models for name in ("SNR", "STOI")}
         scores.print_table(tables["attacks"], columns)
@@ -103,7 +100,7 @@ def detect_stegos(args, folder: str):
     pairs, rate = open_pairs(args)
     train_pairs = list(draw_pairs(find_audio(directory), args.train_pairs, args.seed, rate))
     tell(f"pairs: {len(train_pairs)} for training, {len(pairs)} for the test, at {rate} Hz; 0.5 is "
-         "guessing; mean ± half of the 95 % interval over test pairs", sys.stdout)
+         "guessing; mean ± half of the 95 % interval over test pairs")
     table = steganalysis.steganalysis(systems, train_pairs, pairs, rate, folder)
     scores.print_table(table, steganalysis.COLUMNS)
     if args.csv:
@@ -117,7 +114,7 @@ def make_page(args):
     systems = [baselines.our_system(model, label) for label, model in models.items()]
     size = write_page(args.page, *voices, rate, [*systems, baselines.lsb(6), baselines.opus(32)],
                       not args.no_perceptual)
-    tell(f"{os.path.join(args.page, 'index.html')}: {size / 1e6:.2f} MB in all", sys.stdout)
+    tell(f"{os.path.join(args.page, 'index.html')}: {size / 1e6:.2f} MB in all")
 
 
 # ---------------------------------------------------------------- pairs

@@ -239,7 +239,7 @@ def fit(flags, resumed, objective, opened, device, precision="fp32", terms=(), w
     first_step, best, model = state["step"], state["best"], objective.to(device).model
     if first_step >= flags.steps:
         if RANK == 0:
-            tell(f"{last_path} has all its {flags.steps} steps: give --steps with more", sys.stdout)
+            tell(f"{last_path} has all its {flags.steps} steps: give --steps with more")
         return
     trained = [p for p in model.parameters() if p.requires_grad]
     parallel = objective
@@ -257,13 +257,12 @@ def fit(flags, resumed, objective, opened, device, precision="fp32", terms=(), w
     window = torch.zeros(len(measured) + 1, device=device)  # sums since the last row, and steps
     skipped = torch.zeros(3, device=device)  # steps: in all, just now; the usual gradient norm
     used, unusable, reason = max(state["used"]), state["unusable"] * (RANK == 0), state["reason"]
+    parts = dict(optimiser=optimiser, scaler=scaler, adversary=adversary,
+                 averaged=averaged if flags.average else None)
     if resumed:
-        optimiser.load_state_dict(state["optimiser"])
-        scaler.load_state_dict(state["scaler"])
-        if adversary:
-            adversary.load_state_dict(state["adversary"])
-        if flags.average:
-            averaged.load_state_dict(state["averaged"])
+        for name, part in parts.items():
+            if part:
+                part.load_state_dict(state[name])
         window, skipped = state["window"].to(device), state["skipped"].to(device)
         if isinstance(pairs, data.HubPairs) and len(state["used"]) == WORLD:
             used = state["used"][RANK]
@@ -273,7 +272,7 @@ def fit(flags, resumed, objective, opened, device, precision="fp32", terms=(), w
                         first_step, flags.tensorboard)
         tell(f"{flags.preset}: {sum(p.numel() for p in trained):,} parameters to train, "
              f"{about}, {WORLD} x {device}, {precision}, steps {first_step} to {flags.steps}, "
-             f"in {flags.out_dir}", sys.stdout)
+             f"in {flags.out_dir}")
 
     def save(step):
         sums = sum_of_all(window.clone()).cpu() / WORLD
@@ -284,9 +283,7 @@ def fit(flags, resumed, objective, opened, device, precision="fp32", terms=(), w
             checkpoint.save(model, last_path, training=dict(
                 flags=asdict(flags), step=step, used=places, best=best, unusable=bad,
                 reason=reason, skipped=skipped.cpu(), window=sums,
-                optimiser=optimiser.state_dict(), scaler=scaler.state_dict(),
-                averaged=averaged.state_dict() if flags.average else None,
-                adversary=adversary and adversary.state_dict()))
+                **{name: part and part.state_dict() for name, part in parts.items()}))
         if WORLD > 1:  # else another process might end first, and torchrun then kills this one
             distributed.barrier()
 
@@ -321,15 +318,15 @@ def fit(flags, resumed, objective, opened, device, precision="fp32", terms=(), w
                 last = WORLD == 1 or micro == flags.accumulate - 1  # then gradients are shared
                 with contextlib.nullcontext() if last else parallel.no_sync():
                     batch = step * flags.accumulate + micro
-                    parts, scores, waves = parallel(cover, secret, pair.number, batch, weights)
-                    loss = sum(parts.values())
+                    losses, scores, waves = parallel(cover, secret, pair.number, batch, weights)
+                    loss = sum(losses.values())
                     against = [torch.zeros((), device=device)] * len(against_names)
                     if adversary and step >= flags.disc_start:
                         against = [adversary.learn(waves), *adversary.judge(waves)]
                         loss = loss + flags.adv_weight * against[1] + flags.feat_weight * against[2]
                     scaler.scale(loss / flags.accumulate).backward()
                 with torch.no_grad():
-                    sums += torch.stack([loss, *map(parts.get, terms), *scores, *against])
+                    sums += torch.stack([loss, *map(losses.get, terms), *scores, *against])
                 used, unusable = pair.number[-1].item() + 1, unusable + sum(pair.unusable).item()
                 reason = reason or max(pair.reason)
             scaler.unscale_(optimiser)
@@ -391,7 +388,7 @@ def fit(flags, resumed, objective, opened, device, precision="fp32", terms=(), w
         if bad:
             tell(f"{bad} files or items could not be used, the first: {reason}", sys.stderr)
         last = ", ".join(f"val_{name} {row[f'val_{name}']:.2f}" for name in objective.scores)
-        tell(f"done: {best_path} is the best model; the last validation: {last}", sys.stdout)
+        tell(f"done: {best_path} is the best model; the last validation: {last}")
     if WORLD > 1:
         distributed.destroy_process_group()
 

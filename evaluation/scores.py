@@ -178,15 +178,15 @@ def print_table(table: dict[str, list[dict]], columns: dict[str, int]):
     width = max(map(len, table)) + 1
     heads = [name.rpartition(" ") for name in columns]
     for line in (0, 2):
-        tell(" " * width + "".join(f"{head[line]:>12s}" for head in heads), sys.stdout)
+        tell(" " * width + "".join(f"{head[line]:>12s}" for head in heads))
     for row, scores in table.items():
         if not any(scores):
-            tell(f"{row:{width}s}  failed, see above", sys.stdout)
+            tell(f"{row:{width}s}  failed, see above")
             continue
         cells = [cell(name, column(scores, name), digits) for name, digits in columns.items()]
         numbers = "".join(f"{text:>12s}" for text, _ in cells)
         notes = "; ".join(note for _, note in cells if note)
-        tell(f"{row:{width}s}{numbers}  {notes}", sys.stdout)
+        tell(f"{row:{width}s}{numbers}  {notes}")
 
 
 def column(scores: list[dict], name: str) -> list:

@@ -43,8 +43,9 @@ def settle_streams():
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def tell(text, stream):
-    """Print a line, ignoring a stream that is closed or full."""
+def tell(text, stream=None):
+    """Print a line, to stdout by default, ignoring a stream that is closed or full."""
+    stream = stream or sys.stdout
     try:
         print(one_line(text), file=stream, flush=True)
     except OSError:

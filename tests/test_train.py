@@ -251,7 +251,8 @@ def test_half_precision_on_a_cpu(data, tmp_path):
     (["--schedule", "decay", "--warmup", "0", "--steps", "8"],
      {0: 1.0, 1: 1.0, 2: 0.1, 3: 0.1, 4: 0.01, 6: 0.001, 7: 0.001})])
 def test_learning_rate(flags, expected):
-    flags, *_ = read(Flags, DEFAULTS, "", ["--data_dir", "x", "--lr", "1", *flags])
+    words = ["--data_dir", "x", "--out_dir", "x", "--lr", "1", *flags]
+    flags, *_ = read(Flags, DEFAULTS, "", words)
     for step, rate in expected.items():
         assert learning_rate(step, flags) == pytest.approx(rate)
 
