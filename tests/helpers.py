@@ -22,7 +22,7 @@ from tqdm import tqdm
 from evaluation import scores
 from files import checkpoint
 from files.container import Header
-from files.sound import snr_of
+from files.sound import snr_of as snr
 from train import main as train_main
 from training.noise import KINDS
 
@@ -92,21 +92,14 @@ def speechlike(*shape, seed=0):
     return 0.5 * x / x.abs().amax(-1, keepdim=True).clamp_min(1e-9)
 
 
-def pcm(*shape, seed=0, bits=16):
+def pcm(*shape, seed=0):
     """The same on the grid of 16 bits, float32."""
-    limit = 1 << (bits - 1)
-    return ((speechlike(*shape, seed=seed) * limit).round() / limit).float()
-
-
-def snr(reference, estimate):
-    """In dB, of two tensors."""
-    noise = (reference - estimate).square().sum()
-    return (10 * torch.log10(reference.square().sum() / noise)).item()
+    return ((speechlike(*shape, seed=seed) * 32768).round() / 32768).float()
 
 
 def file_snr(reference, estimate):
     """In dB, of two sound files."""
-    return snr_of(*(torch.from_numpy(soundfile.read(path)[0]) for path in (reference, estimate)))
+    return snr(*(torch.from_numpy(soundfile.read(path)[0]) for path in (reference, estimate)))
 
 
 def four(folder):

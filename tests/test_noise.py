@@ -6,18 +6,11 @@ import math
 import pytest
 import torch
 
+from helpers import speechlike
 from training import noise
 from training.noise import KINDS, NoiseLayer
 
 RATE = 16000
-
-
-def sound(items=3, samples=8000):
-    """[B, T] with speech's slope of its spectrum."""
-    white = torch.randn(items, samples, generator=torch.Generator().manual_seed(99))
-    spectrum = torch.fft.rfft(white)
-    x = torch.fft.irfft(spectrum / (1 + torch.arange(spectrum.shape[1]) / 300), samples)
-    return 0.1 * torch.nn.functional.normalize(x, dim=1) * samples ** 0.5
 
 
 def snr(x, y):
@@ -26,7 +19,7 @@ def snr(x, y):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_gradient_split_and_seed(name):
-    x = sound().requires_grad_()
+    x = speechlike(3, 8000).float().requires_grad_()
     layer = NoiseLayer(name, RATE)
     y = layer(x, 7, [1, 2, 3])
     assert y.shape == x.shape
@@ -41,7 +34,7 @@ def test_gradient_split_and_seed(name):
 
 @pytest.mark.parametrize("name", ["gaussian", "speckle"])
 def test_noise_has_its_level(name):
-    x = sound()
+    x = speechlike(3, 8000).float()
     assert (snr(x, NoiseLayer(f"{name}:30", RATE)(x, 0, [1, 2, 3])) - 30).abs().max() < 0.5
 
 
@@ -54,7 +47,7 @@ def test_spectral_changes_keep_what_lies_below():
 
 
 def test_levels_and_losses():
-    x = sound()
+    x = speechlike(3, 8000).float()
     assert torch.allclose(NoiseLayer("gain:-6", RATE)(x, 0, [0, 1, 2]), x * 10 ** -0.3)
     eight = NoiseLayer("quantize:8:8", RATE)(x, 0, [0, 1, 2])
     assert torch.equal(eight * 128, (eight * 128).round())
@@ -66,7 +59,7 @@ def test_levels_and_losses():
 
 
 def test_strengths_are_drawn_from_what_is_asked_for():
-    x = sound(1)
+    x = speechlike(1, 8000).float()
     found = {round((y.norm() / x.norm()).log10().item() * 20)
              for seed in range(200) for y in [NoiseLayer("gain:-2:3", RATE)(x, seed, [0])]}
     assert found == {-2, -1, 0, 1, 2, 3}

@@ -94,8 +94,8 @@ def test_killed_and_resumed_ends_as_uninterrupted(data, hub, tmp_path, capsys, m
     ("train", TINY, signal.SIGINT, os.kill),
     ("train", [*TINY, "--workers", 2], signal.SIGTERM, os.killpg),  # as batch schedulers send it
     ("lattice.train", TINY_LATTICE, signal.SIGTERM, os.kill)])
-def test_a_signal_saves_between_checkpoints(data, tmp_path, module, flags, number, send):
-    process = begun(tmp_path, "--data_dir", data, *flags, "--save_every", 5000, module=module)
+def test_a_signal_saves_between_checkpoints(speech, tmp_path, module, flags, number, send):
+    process = begun(tmp_path, "--data_dir", speech, *flags, "--save_every", 5000, module=module)
     send(process.pid, number)
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + number and "Traceback" not in errors
@@ -104,18 +104,18 @@ def test_a_signal_saves_between_checkpoints(data, tmp_path, module, flags, numbe
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="no list of processes here")
-def test_loaders_die_with_their_parent(data, tmp_path):
-    process = begun(tmp_path, "--data_dir", data, *TINY, "--workers", 2)
+def test_loaders_die_with_their_parent(speech, tmp_path):
+    process = begun(tmp_path, "--data_dir", speech, *TINY, "--workers", 2)
     assert len(members(process.pid)) >= 3, "two loaders, or the rest would show nothing"
     process.kill()
     process.communicate()
     assert all_end(process.pid)
 
 
-def test_main_leaves_signals_as_they_were_and_runs_in_a_thread(data, tmp_path):
+def test_main_leaves_signals_as_they_were_and_runs_in_a_thread(speech, tmp_path):
     """As in a notebook."""
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    words = "--data_dir", data, *TINY, "--steps", 2, "--out_dir"
+    words = "--data_dir", speech, *TINY, "--steps", 2, "--out_dir"
     train(*words, tmp_path / "a")
     assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     thread = threading.Thread(target=train, args=[*words, tmp_path / "b"])
@@ -136,18 +136,18 @@ train.main(sys.argv[1:])
 """
 
 
-def test_a_fault_in_a_step_ends_the_run(data, tmp_path):
+def test_a_fault_in_a_step_ends_the_run(speech, tmp_path):
     """A process that waits at its end for loaders that it cannot reach would time out."""
-    done = python("-c", FAILING, "--data_dir", data, *TINY, "--workers", 2, "--steps", 1000,
+    done = python("-c", FAILING, "--data_dir", speech, *TINY, "--workers", 2, "--steps", 1000,
                   "--out_dir", tmp_path)
     assert done.returncode == 1 and "ArithmeticError: no distance" in done.stderr
 
 
-def test_training_learns_and_is_shown(data, tmp_path):
+def test_training_learns_and_is_shown(speech, tmp_path):
     """An untrained network has nearly the scores of the first validation."""
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     pytest.importorskip("matplotlib")
-    train("--data_dir", data, *TINY, "--steps", 60, "--val_every", 6, "--tensorboard",
+    train("--data_dir", speech, *TINY, "--steps", 60, "--val_every", 6, "--tensorboard",
           "--out_dir", tmp_path)
     scores = [float(row["val_stego_snr"]) + float(row["val_secret_snr"])
               for row in metrics(tmp_path) if row["val_stego_snr"]]
@@ -164,28 +164,28 @@ def test_training_learns_and_is_shown(data, tmp_path):
     assert {"loss", "lr", "val_stego_snr"} <= set(found.Tags()["scalars"])
 
 
-def test_lattice_training_learns(data, tmp_path):
-    train("--data_dir", data, *TINY_LATTICE, "--steps", 60, "--lr", "1e-2", "--val_every", 20,
+def test_lattice_training_learns(speech, tmp_path):
+    train("--data_dir", speech, *TINY_LATTICE, "--steps", 60, "--lr", "1e-2", "--val_every", 20,
           "--out_dir", tmp_path, main=lattice_main)
     bits = [float(row["val_bits"]) for row in metrics(tmp_path) if row["val_bits"]]
     assert bits[-1] < bits[0] - 0.05, bits
     assert lattice.load(tmp_path / "best.pt").config.growth == 4
 
 
-def test_init_from_takes_network_and_weights(data, tmp_path):
-    train("--data_dir", data, *TINY, "--steps", 2, "--out_dir", tmp_path / "a")
+def test_init_from_takes_network_and_weights(speech, tmp_path):
+    train("--data_dir", speech, *TINY, "--steps", 2, "--out_dir", tmp_path / "a")
     first = tmp_path / "a" / "best.pt"
-    train("--data_dir", data, *QUICK, "--steps", 2, "--lr", "1e-12", "--out_dir", tmp_path / "b",
+    train("--data_dir", speech, *QUICK, "--steps", 2, "--lr", "1e-12", "--out_dir", tmp_path / "b",
           "--init_from", first)
     assert torch.allclose(weights(tmp_path / "b" / "last.pt"), weights(first), atol=1e-9)
     assert wavinwav.load(tmp_path / "b" / "last.pt").config.bands == 16
 
 
 @pytest.mark.parametrize("preset", [TINY, TINY_PAPER], ids=["lapped", "paper"])
-def test_metrics_have_each_term_of_the_loss(data, tmp_path, preset):
+def test_metrics_have_each_term_of_the_loss(speech, tmp_path, preset):
     losses = ["--w_stego", 1, "--w_cover", 2, "--w_secret", 3, "--w_z", 4, "--wave", 5,
               "--stft", 6, "--snr", 0.01]
-    train("--data_dir", data, *preset, *losses, "--steps", 4, "--accumulate", 2,
+    train("--data_dir", speech, *preset, *losses, "--steps", 4, "--accumulate", 2,
           "--out_dir", tmp_path)
     for row in metrics(tmp_path):
         terms = {name: float(value) for name, value in row.items() if name.startswith("loss_")}
@@ -195,9 +195,9 @@ def test_metrics_have_each_term_of_the_loss(data, tmp_path, preset):
         assert float(row["skipped"]) == 0
 
 
-def test_a_finished_run_can_be_extended(data, tmp_path):
+def test_a_finished_run_can_be_extended(speech, tmp_path):
     """It goes on as one whose learning rate was for more steps from there on."""
-    flags = ["--data_dir", data, *TINY_PAPER, "--schedule", "decay", "--warmup", 0, "--lr", 1e-3]
+    flags = ["--data_dir", speech, *TINY_PAPER, "--schedule", "decay", "--warmup", 0, "--lr", 1e-3]
     train(*flags, "--steps", 4, "--out_dir", tmp_path)
     train("--out_dir", tmp_path, "--resume", "--steps", 16, "--log_every", 1, "--val_every", 3,
           "--no_progress")
@@ -208,9 +208,9 @@ def test_a_finished_run_can_be_extended(data, tmp_path):
         "--out_dir", tmp_path, "--resume", "--steps", 20, "--lr", 1)
 
 
-def test_skipped_steps(data, tmp_path):
+def test_skipped_steps(speech, tmp_path):
     """Those with a spike in the gradient; many that are not finite end the run."""
-    run = "--data_dir", data, *TINY, "--out_dir"
+    run = "--data_dir", speech, *TINY, "--out_dir"
     train(*run, tmp_path / "spikes", "--steps", 20, "--spike", 1.1)
     skipped = int(metrics(tmp_path / "spikes")[-1]["skipped"])
     assert 0 < skipped < 20
@@ -224,17 +224,17 @@ def test_skipped_steps(data, tmp_path):
         assert {int(x["step"]) for x in saved["optimiser"]["state"].values()} == {taken}
 
 
-def test_an_exploded_loss_ends_the_run(data, tmp_path):
+def test_an_exploded_loss_ends_the_run(speech, tmp_path):
     assert "the loss has exploded, to" in refused(
-        "--data_dir", data, *TINY_PAPER, "--steps", 400, "--lr", 0.1, "--clip", 1e9, "--out_dir",
+        "--data_dir", speech, *TINY_PAPER, "--steps", 400, "--lr", 0.1, "--clip", 1e9, "--out_dir",
         tmp_path)
     assert len(metrics(tmp_path)) < 100
 
 
-def test_half_precision_on_a_cpu(data, tmp_path):
+def test_half_precision_on_a_cpu(speech, tmp_path):
     """In fp16 each step whose scaled gradient is not finite halves the scale, which begins hundreds
     of times too high here, and changes nothing else."""
-    flags = ["--data_dir", data, *TINY_PAPER, "--crop", 0.07, "--val_every", 16]
+    flags = ["--data_dir", speech, *TINY_PAPER, "--crop", 0.07, "--val_every", 16]
     train(*flags, "--amp", "bf16", "--steps", 4, "--out_dir", tmp_path / "bf16")
     assert float(metrics(tmp_path / "bf16")[-1]["loss"]) < 100
     train(*flags, "--amp", "fp16", "--steps", 16, "--out_dir", tmp_path)
@@ -273,11 +273,11 @@ train.main(sys.argv[1:])
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("amp", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("preset", [TINY, TINY_PAPER], ids=["lapped", "paper"])
-def test_cuda(data, tmp_path, preset, amp):
+def test_cuda(speech, tmp_path, preset, amp):
     """Between two rows of metrics.csv no step waits for the device: torch raises where one would.
     (The noise kind resample waits once, for its kernel.)"""
     noise = "gaussian,speckle,lowpass,quantize,dropout,gain"
-    done = python("-c", STRICT, "--data_dir", data, *preset, "--device", "cuda", "--amp", amp,
+    done = python("-c", STRICT, "--data_dir", speech, *preset, "--device", "cuda", "--amp", amp,
                   "--noise", noise, "--adversarial", "--crop", 0.2, "--steps", 24,
                   *"--log_every 8 --val_every 8 --save_every 8".split(), "--out_dir", tmp_path)
     assert done.returncode == 0, done.stderr
