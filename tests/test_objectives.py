@@ -132,8 +132,11 @@ def after_noise(path, decibel):
 
 def test_noise_in_training_helps_against_noise(speech, model, tmp_path):
     flags = [*QUICK, "--init_from", model, "--steps", 100, "--lr", "3e-3", "--val_every", 100]
-    run(speech, tmp_path, *flags, "--noise", "gaussian:30")
-    assert after_noise(tmp_path / "last.pt", 30)[0] > after_noise(model, 30)[0] + 1
+    run(speech, tmp_path / "with", *flags, "--noise", "gaussian:30")
+    run(speech, tmp_path / "without", *flags)
+    found, without = (after_noise(tmp_path / name / "last.pt", 30)[0]
+                      for name in ("with", "without"))
+    assert found > without + 1
 
 
 def test_robust_stage_reveals_better_and_hides_the_same(speech, bands, tmp_path):
@@ -237,6 +240,21 @@ def test_another_number_of_processes_goes_on(speech, tmp_path):
     assert "go on with --resume" in process.communicate(timeout=60)[1]
     again = checkpoint.read(tmp_path / "last.pt")["training"]
     assert max(again["used"]) - max(saved["used"]) == 2 * (again["step"] - saved["step"]) > 0
+
+
+def test_noise_is_the_same_wherever_a_batch_is_shared(model):
+    """Two processes, that have every other pair, change them as one that has all: by one kind and
+    strength in a batch, and by each pair's own random numbers."""
+    pool = "gain:-9:9,lowpass:2000:7000,gaussian,dropout:0.1"
+    objective = LappedObjective(wavinwav.load(model), seed=0, pool=pool)
+    stego, drawn = voices(4, 0.5, 30), set()
+    for batch in range(10):
+        whole = objective.change(stego, torch.arange(4), batch)
+        for rank in (0, 1):
+            part = objective.change(stego[rank::2], torch.arange(4)[rank::2], batch)
+            assert (part - whole[rank::2]).abs().max() <= 1 / 32768
+        drawn.add(whole.square().sum().item())
+    assert len(drawn) > 5, "another in each batch"
 
 
 def test_the_snr_of_the_stego_is_varied(model):
