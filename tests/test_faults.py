@@ -110,7 +110,7 @@ FAULTS = [
     (hiding("sub"), "sub is a folder, a pipe or a device; give a sound file"),
     (hiding("pipe.wav"), "pipe.wav is a folder, a pipe or a device"),
     (hiding(secret="/dev/zero"), "/dev/zero is a folder, a pipe or a device"),
-    (("hide", "cover.wav", "secret.wav", "-o", "pipe.wav", "--overwrite"), "it is not a file"),
+    ((*HIDE[:-1], "pipe.wav", "--overwrite"), "it is not a file"),
     (hiding("empty.wav"), "empty.wav cannot be read as audio"),
     (hiding("none.wav"), "none.wav has no samples"),
     (hiding("head.wav"), "head.wav has no samples"),
@@ -133,13 +133,11 @@ FAULTS = [
     (hiding(secret="slow.wav"), "slow.wav lasts 1.500 s, longer than its cover's"),
     (hiding("-", "-"), "cover and secret cannot both be the standard input"),
     (hiding("-"), "- cannot be read as audio"),
-    (("hide", "cover.wav", "secret.wav", "-o", "precious.wav"),
-     "precious.wav exists; give another name, or --overwrite"),
-    (("hide", "cover.wav", "secret.wav", "-o", "nowhere/out.wav"),
-     "nowhere/out.wav cannot be written .No such file or directory"),
-    (("hide", "cover.wav", "secret.wav", "-o", "out.mp3"),
+    ((*HIDE[:-1], "precious.wav"), "precious.wav exists; give another name, or --overwrite"),
+    ((*HIDE[:-1], "nowhere/out.wav"), "out.wav cannot be written .No such file or directory"),
+    ((*HIDE[:-1], "out.mp3"),
      "out.mp3: only WAV and FLAC keep every sample as it is; give a name"),
-    (("hide", "cover.wav", "secret.wav", "-o", "out"), "out: only WAV and FLAC"),
+    ((*HIDE[:-1], "out"), "out: only WAV and FLAC"),
     (("hide", "65537.wav", "65537.wav", "-o", "out.flac"), "FLAC has no rate of 65537 Hz"),
     (("hide", "700000.wav", "700000.wav", "-o", "out.flac"), "FLAC has no rate of 700000 Hz"),
     ((*HIDE, "--snr", "nan"), "--snr nan makes no sense; give a number from 0 to 120"),
@@ -205,7 +203,6 @@ FAULTS = [
     (revealing("-"), "- cannot be read as audio"),
     (("reveal", "good.wav", "-o", "precious.wav"),
      "precious.wav exists; give another name, or --overwrite"),
-
 ]
 
 

@@ -10,7 +10,7 @@ import stego
 import wavinwav
 from files.command import StegoError
 from files.container import DENSE, Cipher, Header, bytes_of, sealed
-from helpers import INN, LATTICE, header_of, likeness, pcm, snr, speechlike
+from helpers import INN, LATTICE, four, header_of, likeness, pcm, snr, speechlike
 from lattice import lattice, parts, quantiser
 from lattice.cells import random_numbers, read_words, word_starts, write_words
 from lattice.lattice import Lattice, LatticeConfig, Mode
@@ -41,28 +41,25 @@ def shipped():
 
 
 class Files:
-    """`stego.hide` and `stego.reveal` on waveforms [T] or [2, T]."""
+    """`stego.hide` and `stego.reveal` on waveforms [T] or [2, T] of 16 kHz and 16 bits."""
 
     def __init__(self, folder):
-        names = "cover", "secret", "stego", "revealed"
-        self.cover, self.secret, self.stego, self.revealed = (
-            str(folder / f"{name}.wav") for name in names)
+        self.paths = four(folder)
 
-    def write(self, path, x, rate=16000, depth=16):
-        samples = (x.double() * 2 ** 31).clamp(max=2 ** 31 - 1).int()
-        soundfile.write(path, samples.numpy().T, rate, f"PCM_{depth}")
+    def write(self, path, x):
+        soundfile.write(path, (x.double() * 32768).clamp(max=32767).short().numpy().T, 16000)
 
-    def hide(self, model, cover, secret, rate=16000, **options):
+    def hide(self, model, cover, secret, **options):
         """The stego, its SNR and the secret's in dB, as `stego.hide` returns them."""
-        self.write(self.cover, cover, rate)
-        self.write(self.secret, secret, rate)
-        snrs = stego.hide(self.cover, self.secret, self.stego, model, overwrite=True, **options)
-        return torch.tensor(soundfile.read(self.stego)[0].T), *snrs
+        self.write(self.paths[0], cover)
+        self.write(self.paths[1], secret)
+        snrs = stego.hide(*self.paths[:3], model, overwrite=True, **options)
+        return torch.tensor(soundfile.read(self.paths[2])[0].T), *snrs
 
-    def reveal(self, model, samples, rate=16000, depth=16, **options):
-        self.write(self.stego, samples, rate, depth)
-        stego.reveal(self.stego, self.revealed, model, overwrite=True, **options)
-        return torch.tensor(soundfile.read(self.revealed)[0].T)
+    def reveal(self, model, samples, **options):
+        self.write(self.paths[2], samples)
+        stego.reveal(*self.paths[2:], model, overwrite=True, **options)
+        return torch.tensor(soundfile.read(self.paths[3])[0].T)
 
 
 @pytest.fixture

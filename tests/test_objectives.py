@@ -157,7 +157,7 @@ def test_robust_stage_reveals_better_and_hides_the_same(speech, bands, tmp_path)
 def test_discriminator_learns_while_the_network_trains(speech, tmp_path):
     """Of the paper's network, whose waves are far from true ones under much noise."""
     flags = [*TINY_PAPER, *SHORT, "--adversarial", "--disc_lr", "2e-3", "--noise", "gaussian:0",
-             "--adv_weight", 0, "--feat_weight", 0, "--disc_start", 2, "--steps", 24]
+             "--adv_weight", 0, "--feat_weight", 0, "--disc_start", 2, "--steps", 16]
     losses = [float(row["disc_loss"]) for row in run(speech, tmp_path, *flags)]
     assert losses[0] == 0 and min(losses[-4:]) < 0.9 * losses[1], "it starts late, and then learns"
     network = wavinwav.load(tmp_path / "best.pt")

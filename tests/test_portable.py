@@ -15,6 +15,7 @@ from helpers import (
     LATTICE,
     ROOT,
     SECRET,
+    SHORT,
     STEGO,
     TINY,
     TINY_LATTICE,
@@ -76,12 +77,12 @@ def test_hide_and_reveal_without_linux(tmp_path, model):
 
 
 def test_training_and_evaluation_without_linux(speech, tmp_path):
-    runs = {"lapped": ("train.py", *TINY, "--adversarial"), "paper": ("train.py", *TINY_PAPER),
-            "lattice": ("lattice/train.py", *TINY_LATTICE)}
+    runs = {"lapped": ("train.py", *TINY, *SHORT, "--adversarial"),
+            "paper": ("train.py", *TINY_PAPER), "lattice": ("lattice/train.py", *TINY_LATTICE)}
     done = run(*([*words, "--data_dir", speech, "--out_dir", tmp_path / name, "--steps", 2]
                  for name, words in runs.items()),
                ["evaluate.py", "--cover", COVER, "--secret", SECRET, "--no_perceptual",
-                "--model", "lattice", "wavinwav"])
+                "--model", "wavinwav"])
     assert all((tmp_path / name / "last.pt").exists() for name in runs) and "secret" in done.stdout
 
 

@@ -234,7 +234,8 @@ def test_an_exploded_loss_ends_the_run(speech, tmp_path):
 def test_half_precision_on_a_cpu(speech, tmp_path):
     """In fp16 each step whose scaled gradient is not finite halves the scale, which begins hundreds
     of times too high here, and changes nothing else."""
-    flags = ["--data_dir", speech, *TINY_PAPER, "--crop", 0.07, "--val_every", 16]
+    flags = ["--data_dir", speech, *TINY_PAPER, "--blocks", 1, "--crop", 0.07, "--batch_size", 1,
+             "--val_pairs", 2, "--val_every", 16]
     train(*flags, "--amp", "bf16", "--steps", 4, "--out_dir", tmp_path / "bf16")
     assert float(metrics(tmp_path / "bf16")[-1]["loss"]) < 100
     train(*flags, "--amp", "fp16", "--steps", 16, "--out_dir", tmp_path)
