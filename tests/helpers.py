@@ -116,13 +116,6 @@ def likeness(a, b):
     return abs(products.sum() / products.norm()).item()
 
 
-def same(a, b):
-    """Two lists of tensors are close."""
-    assert [x.shape for x in a] == [x.shape for x in b]
-    for x, y in zip(a, b):
-        assert torch.allclose(x, y, rtol=1e-4, atol=1e-4)
-
-
 def header_of(samples, *more):
     """Header.read of a stego [n]."""
     return Header.read(lambda start, stop: samples[start:stop], len(samples), *more)
