@@ -65,21 +65,22 @@ def test_unusable_files_are_left_out(tmp_path, capsys):
 
 
 def test_missing_packages_are_named_in_one_line(monkeypatch, paths, capsys):
+    words = "--cover", paths["cover"], "--secret", paths["secret"], "--model", INN
+    message = "^error: [a-z]+ is not installed: pip install -r requirements-eval.txt"
+    with monkeypatch.context() as without:
+        for name in ("pesq", "pystoi", "matplotlib", "matplotlib.figure"):
+            without.setitem(sys.modules, name, None)  # importing it fails
+        for more in ([], ["--no_perceptual", "--plot", "x.png"]):
+            with pytest.raises(SystemExit, match=message):
+                run(*words, *more)
     pytest.importorskip("pesq")
     pytest.importorskip("pystoi")
-    words = "--cover", paths["cover"], "--secret", paths["secret"], "--model", INN
-    monkeypatch.setitem(sys.modules, "resemblyzer", None)  # importing it fails
+    monkeypatch.setitem(sys.modules, "resemblyzer", None)
     scores.speaker_encoder.cache_clear()
     run(*words)
     scores.speaker_encoder.cache_clear()
     out, err = capsys.readouterr()
     assert "resemblyzer is not installed: pip install" in err and "similarity" not in out
-    for name in ("pesq", "pystoi", "matplotlib", "matplotlib.figure"):
-        monkeypatch.setitem(sys.modules, name, None)
-    for more in ([], ["--no_perceptual", "--plot", "x.png"]):
-        message = "^error: [a-z]+ is not installed: pip install -r requirements-eval.txt"
-        with pytest.raises(SystemExit, match=message):
-            run(*words, *more)
 
 
 @pytest.mark.parametrize("flag, name, reason", [
