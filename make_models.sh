@@ -41,5 +41,4 @@ make paper_3 train $later --init_from "$models/paper_2.pt" --steps 800 --lr 3e-4
     --w_stego 20 --stft 0.006 "$@"
 make paper train $later --init_from "$models/paper_3.pt" --steps 8000 --lr 1e-3 \
     --w_stego 20 --stft 0.008 --gain 8 "$@"
-make robust train --carriers 13 --reserve 0.14 --stego_snr 31 --stft 0 \
-    --noise gaussian:36:50 --lr 6e-3 "$@"  # 1,500 steps: 5 minutes
+make robust train --preset robust "$@"  # 1,500 steps: 6 minutes

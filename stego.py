@@ -4,6 +4,7 @@
     python stego.py reveal STEGO.wav -o SECRET.wav
     python stego.py hide COVER SECRET -o STEGO.wav --key       # asks; --key-file FILE reads one
     python stego.py hide COVER SECRET -o STEGO.wav --model lattice     # the highest quality
+    python stego.py hide COVER SECRET -o STEGO.wav --model robust      # survives MP3
 
 COVER and SECRET: WAV, FLAC, OGG, MP3 and what else libsndfile reads, one or two channels, any rate;
 `-` is the standard input. STEGO: WAV or FLAC of the cover's rate, channels and length, of 16 bits,
@@ -21,7 +22,8 @@ a stego of 24 bits (--depth 24). The paper's network only permutes segments of 2
 understands them, but an analyst can put them in order.
 
 A keyed hash covers every sample, so reveal refuses a stego that was changed or cut; --force reveals
-what is left.
+what is left. The robust model reveals without --force what is left after MP3, faint noise, another
+rate or level, or a cut, with a key too, and notes what was changed.
 """
 
 import os
@@ -124,9 +126,6 @@ def hide(cover_path, secret_path, stego_path, model, snr=None, shaping=None, mas
     if snr is not None and stego_snr < snr - 1:
         note(f"{stego_path} misses the SNR of {snr:g} dB: {cover_path} is too quiet, too loud or "
              "too short for it")
-    if cipher.keyed and getattr(model.config, "reserve", 0):
-        note("with a key, nothing is left of the secret once the stego has changed, be it by a "
-             "gain or MP3; without one, this model reveals such stegos with --force")
     return stego_snr, decibel(given.energy, lost + unit * noise)
 
 
@@ -198,21 +197,26 @@ def read_header(method, path, name, folder, key, force):
         header, cipher = Header.read(
             first.read, first.samples, key, method.fingerprint(), method.layout)
     except NoSecret:
-        if not force or key is not None or method.layout == container.DENSE:
-            raise  # what is needed is lost with the header
-        stego = decode(path, name, folder, whole=False)
-        if header := method.assumed_header(stego):
-            return stego, header, Cipher()
+        if force or method.survives:
+            if found := method.recover(decode(path, name, folder, whole=False), key):
+                return found
         raise
     frames, rest = divmod(header.samples, first.channels)  # without a key anyone can write a header
     if rest or header.length > frames or header.channels > first.channels:
         raise Damaged("its header does not fit it")
     stego = decode(path, name, folder, first.depth, whole=False, most=frames + 1)
     if not force:
-        if header.form != (stego.rate, stego.channels, stego.depth):
-            raise Damaged("its rate, channels or bits were {} Hz, {}, {}, and are not now".format(
-                *header.form))
-        container.verify(stego.read, stego.samples, header, cipher)
+        try:
+            if header.form != (stego.rate, stego.channels, stego.depth):
+                raise Damaged("its rate, channels or bits were {} Hz, {}, {}, and are not now"
+                              .format(*header.form))
+            container.verify(stego.read, stego.samples, header, cipher)
+        except Damaged as error:
+            if not method.survives:
+                raise
+            if found := method.recover(stego, key):
+                return found
+            note(f"{name}: {error}; what is left is revealed")
     if header.samples > MOST_LOST * stego.samples:
         raise Damaged(f"it was cut: {stego.samples} of {header.samples} samples are left")
     return stego, header, cipher

@@ -40,6 +40,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+import robust
 import wavinwav
 from discriminator import Adversary
 from files import checkpoint
@@ -57,7 +58,7 @@ class Flags(Common):
     """Flags beside those of training/flags.py. None: as the preset's network has it."""
 
     # network
-    preset: Literal["lapped", "paper", "bands"] = "lapped"  # where other defaults come from
+    preset: Literal["lapped", "robust", "paper", "bands"] = "lapped"  # gives other defaults
     init_from: str = ""  # start from the network and the weights in this model file
     robust_from: str = ""  # the paper's robust stage: hide as the model in this file, and train a
     #                        copy of it to reveal under --noise
@@ -69,6 +70,7 @@ class Flags(Common):
     kernel: int = None  # taps of these convs
     clamp: float = None  # bound of the log-scale
     stego_snr: float = None  # dB, unless hide is asked for another; training varies it by 6
+    levels: int = None  # bands of the cover that carry levels of what is above the carriers
     margin: float = None  # LSB that are left empty at both edges of a cell
     reserve: float = None  # share of a cell's width that is left empty there too, for noise
 
@@ -110,9 +112,11 @@ class Flags(Common):
 
 
 NETWORKS = {"lapped": wavinwav.Config.lapped, "paper": wavinwav.Config.paper,
-            "bands": partial(wavinwav.Config.paper, blocks=6, growth=48, kernel=3, bands=32)}
+            "bands": partial(wavinwav.Config.paper, blocks=6, growth=48, kernel=3, bands=32),
+            "robust": robust.RobustConfig}
 PRESETS = {
     "lapped": {},
+    "robust": dict(stft=0.0, lr=6e-3, noise="gaussian:34:48"),
     "paper": dict(
         gain=0.0, w_stego=2.0, w_cover=1.0, w_z=10.0, wave=1.0, stft=1.0, snr=0.0, snr_ceiling=40.0,
         steps=570000, batch_size=4, lr=1e-4, schedule="decay", warmup=0, clip=1.0, recompute=True),
@@ -129,12 +133,14 @@ EXPLODED = 1e6  # a loss; those of all presets begin below 100, so these weights
 
 def useful(flags):
     """(names of flags, whether they have an effect, what they need to have one)."""
-    lapped, losses = flags.preset == "lapped", flags.w_stego or flags.w_cover or flags.w_secret
+    lapped = flags.preset in ("lapped", "robust")
+    losses = flags.w_stego or flags.w_cover or flags.w_secret
     source = flags.robust_from or flags.init_from
     return [
-        ("carriers stego_snr margin reserve", lapped, "--preset lapped"),
+        ("carriers stego_snr margin reserve", lapped, "--preset lapped or robust"),
+        ("levels", flags.preset == "robust", "--preset robust"),
         ("blocks kernel recompute robust_from", not lapped, "--preset paper"),
-        ("sample_rate bands carriers blocks growth kernel clamp stego_snr margin reserve",
+        ("sample_rate bands carriers levels blocks growth kernel clamp stego_snr margin reserve",
          not source, f"a new network; that of {source} is as it is"),
         ("wave stft snr wavlm_weight", losses, "--w_stego, --w_cover or --w_secret"),
         ("stft_from", flags.stft, "--stft"),
@@ -209,7 +215,7 @@ def main(argv=None):
         if flags.wavlm_weight:
             with processes.first_process_first():  # it downloads the weights for the others
                 wavlm = WavLMLoss(flags.wavlm_source, None, flags.wavlm_distance, rate, device)
-        objective = (LappedObjective if flags.preset == "lapped" else Objective)(
+        objective = (LappedObjective if flags.preset in ("lapped", "robust") else Objective)(
             model, flags.seed, amp, flags.noise, wavlm, flags.snr_ceiling)
         if not (resumed or flags.init_from or flags.robust_from):
             objective.initialise(opened[0])

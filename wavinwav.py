@@ -251,7 +251,7 @@ class LappedINN(nn.Module):
         super().__init__()
         if config.carriers > config.bands:
             raise ValueError(f"Config.carriers must be at most the {config.bands} bands")
-        self.config = config
+        self.config, self.used = config, config.carriers  # bands of the cover that are used
         self.blocks = nn.ModuleList([AffineCoupling(eta=torch.neg),
                                      AffineCoupling(phi=wrap, eta=torch.round)])
         self.scales = nn.ModuleList(ScaleSubnet(n, config) for n in (1, 2, 3))
@@ -289,14 +289,27 @@ class LappedINN(nn.Module):
             known.append(belief * torch.sinh(y.clamp(-1, 1) * top) / slope / scale)
         return torch.stack(known, 1)
 
+    def encode(self, secret: Tensor, gain: Tensor, keyed: bool) -> Pair:
+        """A secret's coefficients in LSB [B, M, F] -> numbers in [-1, 1], and how much the secret
+        changes with them [B, P, F, M]: with a key, in the mean over all secrets, since the spectrum
+        of the rounding error must not show where this one is loud."""
+        v, slope = self.compand(self.split(secret) * gain / self.level)
+        return v, (torch.ones_like(slope) if keyed else slope) * self.level / gain
+
+    def decode(self, v: Tensor, gain: Tensor, like: Tensor) -> Tensor:
+        """Inverse of `encode`, for a wave [B, T]."""
+        return self.join(self.expand(v) * self.level / gain, like)
+
+    def profile(self) -> Tensor:
+        """The cells' widths relative to each other [P, 1, M]."""
+        return self.log_cells.exp()
+
     def cells(self, setting: Setting, keyed: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """The cells' widths in LSB [B, P, 1, M]; the room for the secret to each side of their
-        centre; and the gain of the secret [B, 1, 1, 1], which is 1 with `reserve`, where noise
-        would hide it."""
+        centre; and the gain of the secret [B, 1, 1, 1]."""
         width = NARROWEST * 2 ** setting.octaves(keyed)[:, None, None, None]
         gain = 2 ** ((setting.gain[:, None, None, None] - 8) / 2)
-        gain = torch.ones_like(gain) if self.config.reserve else gain
-        learned = self.log_cells.exp()
+        learned = self.profile()
         cells = (width * learned / learned.square().mean().sqrt()).clamp_min(NARROWEST)
         edge = self.config.margin + self.config.reserve * width
         cells = torch.maximum(cells, 2.5 * edge)
@@ -309,20 +322,16 @@ class LappedINN(nn.Module):
         added to the secret modulo the cell: a one-time pad."""
         cells, room, gain = self.cells(setting, dither is not None)
         unit = cells.detach()
-        c, x = (self.split(lapped(FULL_SCALE * wave, self.config.bands))
-                for wave in (cover, secret))
-        v, slope = self.compand(x * gain / self.level)
-        c, s = c / unit, v * room / unit
+        c, y = (lapped(FULL_SCALE * wave, self.config.bands) for wave in (cover, secret))
+        v, slope = self.encode(y, gain, dither is not None)
+        c, s = self.split(c) / unit, v * room / unit
         s = s if dither is None else wrap(s + dither)
         for block in self.blocks:
             c, s = block(c, s)
         # The value is s * unit. For the gradient, a wider cell scales r, which is uniform in it
         # whatever the weights are.
         r = s * unit + s.detach() * (cells - unit)
-        # With a key, the spectrum of the rounding error must not show where the secret is loud.
-        slope = slope if dither is None else torch.ones_like(slope)
-        slope = (slope * self.level / gain / room).detach()
-        return cover + self.wave(r, cover), self.join(slope, cover)
+        return cover + self.wave(r, cover), self.join((slope / room).detach(), cover)
 
     def inverse(self, stego: Tensor, setting: Setting, dither: Tensor | None = None) -> Pair:
         """stego [B, T] -> cover, secret: the inverse of `forward`, with z = 0 in the place of r,
@@ -334,18 +343,19 @@ class LappedINN(nn.Module):
         for block in reversed(self.blocks):
             c, s = block.inverse(c, s)
         s = s if dither is None else wrap(s - dither)
-        return stego, self.wave(self.expand(s * unit / room) * self.level / gain, stego)
+        y = self.decode(s * unit / room, gain, stego)
+        return stego, unlapped(y, stego.shape[1]) / FULL_SCALE
 
     def split(self, x: Tensor) -> Tensor:
         """[B, M, F] -> the carriers, phase by phase [B, P, F / P, carriers]; zeros at the end."""
-        x = functional.pad(x.mT[..., :self.config.carriers], (0, 0, 0, -x.shape[2] % len(ORDER)))
+        x = functional.pad(x.mT[..., :self.used], (0, 0, 0, -x.shape[2] % len(ORDER)))
         return torch.stack([x[:, index::len(ORDER)] for index in ORDER], 1)
 
     def join(self, x: Tensor, like: Tensor) -> Tensor:
         """Inverse of `split`, for a wave [B, T]; bands that carry nothing are 0."""
         x = torch.stack([x[:, index] for index in ORDER], 2).flatten(1, 2)
         x = x[:, :math.ceil(like.shape[1] / self.config.bands)]
-        return functional.pad(x, (0, self.config.bands - self.config.carriers)).mT
+        return functional.pad(x, (0, self.config.bands - x.shape[2])).mT
 
     def wave(self, x: Tensor, like: Tensor) -> Tensor:
         """Coefficients in LSB, as `split` arranges them -> a wave as long as another, [B, T]."""
@@ -358,7 +368,7 @@ class LappedINN(nn.Module):
         the cover's level, corrected `rounds` times by what `forward` changes."""
         rms, level = (FULL_SCALE * x.square().mean(1).sqrt() for x in (cover, secret))
         gain = (2 * (NOMINAL / level.clamp_min(1)).log2()).round().clamp(-8, 7) + 8
-        width = (12 * self.config.bands / self.config.carriers) ** 0.5 * rms * 10 ** (-snr / 20)
+        width = (12 * self.config.bands / self.used) ** 0.5 * rms * 10 ** (-snr / 20)
         while True:
             steps = 16 * (width / NARROWEST).log2() - (gain / 16 if dither is None else 0)
             setting = Setting(steps.round().clamp(0, 255), gain)
@@ -516,9 +526,13 @@ def round_to_file(x: Tensor, slope: Tensor, marks: Tensor) -> Tensor:
 def build(config: dict | Config) -> PaperINN | LappedINN:
     """The network of a config, or of its fields, untrained. Raises KeyError, TypeError,
     ValueError."""
-    if isinstance(config, dict):
-        config = {"paper": PaperConfig, "lapped": LappedConfig}[config["preset"]](**config)
-    return {PaperConfig: PaperINN, LappedConfig: LappedINN}[type(config)](config)
+    networks = {"paper": (PaperConfig, PaperINN), "lapped": (LappedConfig, LappedINN)}
+    preset = config["preset"] if isinstance(config, dict) else config.preset
+    if preset == "robust":
+        import robust  # the file beside this one
+        networks["robust"] = robust.RobustConfig, robust.RobustINN
+    make_config, network = networks[preset]
+    return network(make_config(**config) if isinstance(config, dict) else config)
 
 
 def load(path: str, device: str | torch.device = "cpu") -> PaperINN | LappedINN:
@@ -531,10 +545,10 @@ def load(path: str, device: str | torch.device = "cpu") -> PaperINN | LappedINN:
             least = config.get("blocks", 0) * config.get("kernel", 0) * wide ** 2
             if not least <= sum(x.numel() for x in state.values()) <= file.seek(0, 2):
                 raise ValueError("a crafted config or tensor would fill the memory")
+            if not all(x.dtype in FLOATS and x.isfinite().all() for x in state.values()):
+                raise ValueError("a weight is not a finite number")
             model = build(config)
             model.load_state_dict(state)
-            if not all(x.isfinite().all() for x in state.values()):
-                raise ValueError("a weight is not finite")
         except Exception as error:  # a damaged file raises one of half a dozen types
             raise ValueError(f"{path} is not a network of this version (a lattice is for "
                              f"lattice.load), or is damaged") from error

@@ -15,17 +15,20 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+import robust
 import wavinwav
 from files import checkpoint, container
 from files.command import StegoError
-from files.container import SPARSE, Header, NoSecret
+from files.container import SPARSE, Cipher, Header, NoSecret, OtherModel
 from files.processes import bar, in_order
-from files.sound import FULL_SCALE, decibel, energy, note, to_pcm
-from wavinwav import LappedINN, Setting, lapped
+from files.resample import resample
+from files.sound import FULL_SCALE, decibel, energy, moved, note, resampled, to_pcm
+from wavinwav import Setting, lapped
 
 COVER_LEVEL, SECRET_LEVEL = -19, -11  # rms in dB of full scale, in the paper's network
 EXCERPT, EXCERPTS = 8192, 16  # frames, and how many of them decide the width of the INN's cells
 SEARCHED = 1 << 18  # frames in which cells are looked for, where the header is lost
+RATES = 16000, 8000, 22050, 24000, 32000, 44100, 48000  # Hz, that a stego may have had
 LEAST_SURE = 5  # standard deviations from chance that the found cells must be
 
 
@@ -54,14 +57,15 @@ def method_of(model):
     if model.config.preset == "lattice":
         from lattice.parts import LatticeMethod
         return LatticeMethod(model)
-    return (InnMethod if isinstance(model, LappedINN) else PaperMethod)(model)
+    methods = {"lapped": InnMethod, "robust": RobustMethod, "paper": PaperMethod}
+    return methods[model.config.preset](model)
 
 
 class NetworkMethod:
     """What the networks of wavinwav.py have in common. A subclass has `part`, the samples that it
     works on at once, at most, and `reveal_part`."""
 
-    layout = SPARSE
+    layout, survives = SPARSE, False  # survives: may be revealed once the stego has changed
     least_samples = SPARSE.header_samples + SPARSE.seal_samples
     options = ()  # flags of hide that have an effect
 
@@ -78,8 +82,9 @@ class NetworkMethod:
         return Header(cover.samples, secret.frames, self.fingerprint(), 0, secret.channels,
                       self.layout)
 
-    def assumed_header(self, stego):
-        """What to assume where the header is lost; None if nothing can be revealed then."""
+    def recover(self, stego, key):
+        """The stego as it was made, a Sound, its header, and the cipher of the rest, where the
+        header is lost; None if nothing can be revealed then. Raises NoSecret, OtherModel."""
 
     def parts(self, sound, frames=None):
         """(index, first frame, last) of what is worked on at once: one part, or an even number of
@@ -111,9 +116,10 @@ class NetworkMethod:
         cut off."""
         @torch.no_grad()
         def work(part):
-            index, start, stop = part
+            _, start, stop = part
             x = self.read(stego, start, stop, stop - start)
-            y = self.reveal_part(header, cipher, index, x, max(0, stego.frames - start), stego.rate)
+            y = self.reveal_part(header, cipher, part, x, stego.rate)
+            y[:, max(0, stego.frames - start):] = 0
             y = y.mean(0, keepdim=True) if header.channels == 1 else y
             return to_pcm(y[:, :header.length - start].T)
 
@@ -129,7 +135,7 @@ class InnMethod(NetworkMethod):
 
     def hide(self, header, cipher, cover, secret, snr, shaping, masking):
         """The stego's samples, without header and seal, piece by piece; sets header.setting."""
-        setting = self.fit(cover, secret, snr, cipher)
+        setting = self.fit(header, cipher, cover, secret, snr)
         header.setting = int(setting.pack())
 
         def work(part):
@@ -138,21 +144,20 @@ class InnMethod(NetworkMethod):
             y = self.read(secret, start, stop, x.shape[1]).expand_as(x)
             marks = self.layout.marks(b"" if index else header.pack(cipher), x.numel())
             marks = marks.view(-1, len(x)).T
-            dither = self.dither(cipher, index, *x.shape)
+            dither = self.dither(header, cipher, index, start, *x.shape)
             stego = self.model.embed(x, y, setting, marks, cover.depth, dither)
             stego = (stego * (1 << (cover.depth - 1))).round().T.flatten()
             return stego.numpy().astype(cover.dtype)
 
         return map(torch.from_numpy, in_order(work, self.parts(cover), bar(cover.seconds)))
 
-    def reveal_part(self, header, cipher, index, x, whole, rate):
-        """The secret of a part of a stego [channels, n], of which so many frames are there."""
+    def reveal_part(self, header, cipher, part, x, rate):
+        """The secret of a part of a stego [channels, n]."""
         setting = Setting.unpack(torch.tensor([header.setting]).float())
-        y = self.model.inverse(x, setting, self.dither(cipher, index, *x.shape))[1]
-        y[:, whole:] = 0
-        return y
+        dither = self.dither(header, cipher, *part[:2], *x.shape)
+        return self.model.inverse(x, setting, dither)[1]
 
-    def fit(self, cover, secret, snr, cipher):
+    def fit(self, header, cipher, cover, secret, snr):
         """The `wavinwav.Setting` [1] that comes closest to a stego SNR in dB, by excerpts."""
         starts = range(0, cover.frames, EXCERPT)
         if len(starts) > EXCERPTS:
@@ -164,33 +169,39 @@ class InnMethod(NetworkMethod):
         power = cover.energy / cover.samples / (1 << (cover.depth - 1)) ** 2
         louder = x.square().mean().item() / power if power else 1
         snr = snr + 10 * math.log10(louder or 1)
-        return self.model.fit(x, y, snr, self.dither(cipher, 0, *x.shape))
+        return self.model.fit(x, y, snr, self.dither(header, cipher, 0, 0, *x.shape))
 
-    def dither(self, cipher, index, channels, length):
-        """What a key adds to the secret in a part, in cells [channels, P, F / P, carriers]: one
-        number a sample, hop by hop."""
+    def dither(self, header, cipher, index, start, channels, length):
+        """What is added to the secret in a part that begins with this frame, in cells
+        [channels, P, F / P, bands]; None for nothing."""
         if not cipher.keyed:
             return None
+        return self.model.split(self.numbers(cipher, index, channels, length).mT)
+
+    def numbers(self, cipher, index, channels, length):
+        """Keyed numbers for a part, one a sample, hop by hop [channels, F, M]."""
         x = cipher.uniform(b"dither %d\0" % index, channels * length).view(channels, length)
         bands = self.model.config.bands
-        x = functional.pad(x, (0, -length % bands)).unflatten(1, (-1, bands))
-        return self.model.split(x.mT)
+        return functional.pad(x, (0, -length % bands)).unflatten(1, (-1, bands))
 
-    def assumed_header(self, stego):
-        """A secret as long as the stego, in the cells in which the samples seem to lie. Raises
-        NoSecret if none fit."""
+    def recover(self, stego, key):
+        """A secret as long as the stego, in the cells in which the samples seem to lie, if there
+        is no key. Raises NoSecret if none fit."""
+        if key is not None:
+            return None
         setting, sure = find_code(self.model, self.read(stego, 0, SEARCHED))
         if sure < LEAST_SURE:
             raise NoSecret("there is no header, and no trace of a secret without a key")
         note(f"{stego.name} has no header; a secret is assumed, since its samples cluster by "
              f"{sure:.0f} standard deviations more than chance (at least {LEAST_SURE})")
-        return Header(stego.samples, stego.frames, 0, setting, stego.channels, self.layout)
+        header = Header(stego.samples, stego.frames, 0, setting, stego.channels, self.layout)
+        return stego, header, Cipher()
 
 
 def find_code(model, x):
     """Estimate the cells of a stego [B, T] whose header is lost, from how its coefficients cluster
-    around their centres. Returns the packed setting, a whole number or not (a gain changes it), and
-    by how many standard deviations the cluster exceeds that of coefficients without cells."""
+    around their centres. Returns the packed setting, and by how many standard
+    deviations the cluster exceeds that of coefficients without cells."""
     x = model.split(lapped(x * FULL_SCALE, model.config.bands)).transpose(0, 1).flatten(1, 2)
     x = x[:, x.square().sum((0, 2)).argsort(descending=True)]  # loud frames are the clearest
 
@@ -208,13 +219,69 @@ def find_code(model, x):
     for width in (2.0, 0.25):
         near = best + torch.linspace(-width, width, 65)
         best = near[together(near, 512, 3.5).argmax()]
-    best = best if model.config.reserve else best.round()
+    best = best.round()
     phase = x[:, :2048] / model.cells(Setting.unpack(best[None]))[0]
     far = phase.abs() > 3.5
     waves = (torch.cos(2 * math.pi * phase) * far).sum((0, 1, 2))
     counts = far.sum((0, 1, 2))
     bands = (waves / (counts / 2).clamp_min(1).sqrt()).clamp(-3, 3)  # a tone is in few of them
     return best.item(), (bands.sum() / max(1, (counts > 0).sum()) ** 0.5).item()
+
+
+class RobustMethod(InnMethod):
+    """Files with `robust.RobustINN`, whose cells carry the header too. So a stego is found again
+    after a change of its rate or its level, and without its beginning."""
+
+    survives = True
+
+    def dither(self, header, cipher, index, start, channels, length):
+        bands = self.model.config.bands
+        x = torch.zeros(channels, math.ceil(length / bands), bands)
+        x = self.numbers(cipher, index, channels, length) if cipher.keyed else x
+        return self.model.split(self.model.with_bits(x, start // bands, header.pack(cipher)).mT)
+
+    def recover(self, stego, key):
+        bands = self.model.config.bands
+        for rate in dict.fromkeys([stego.rate, *RATES]):
+            count = math.ceil((robust.SEARCHED + 2) * bands * stego.rate / rate)
+            x = self.read(stego, 0, count)[0]
+            if found := robust.find(self.model, resample(x, stego.rate, rate)):
+                break
+        else:
+            return None
+        content, agreeing = found.read(container.HEADER_BYTES)
+        nonce = content[:container.NONCE_BYTES]
+        cipher = Cipher(key, None if key is None else nonce)
+        header = Header.unpack(content, cipher, self.layout)
+        if header is None:
+            raise NoSecret("there is a secret, but its key is another, or too little is left of it")
+        if header.model != self.fingerprint():
+            raise OtherModel("the secret was hidden with another model")
+        changes = []
+        if rate != stego.rate:
+            changes.append(f"{stego.rate} Hz instead of {rate}")
+            length = math.ceil(stego.frames * rate / stego.rate)
+            stego = resampled(stego, rate, length, os.path.dirname(stego.path))
+        if found.start:
+            lacks = "lacks" if found.start > 0 else "has another"
+            changes.append(f"it {lacks} {abs(found.start) / rate:.3f} s at its start")
+            stego = moved(stego, found.start)
+        stego.scale = self.scale(header, cipher, stego, found)
+        if abs(stego.scale - 1) > 0.005:
+            changes.append(f"its level is {100 / stego.scale:.0f} %")
+        note(f"{stego.name} was changed ({', '.join(changes) or 'in its samples'}); {agreeing:.0%} "
+             "of its header's bits are as they were")
+        return stego, header, cipher
+
+    def scale(self, header, cipher, stego, found):
+        """By what the samples of a Sound must be multiplied for the cells to fit."""
+        setting = Setting.unpack(torch.tensor([header.setting]).float())
+        scale = self.model.cells(setting, keyed=True)[0].flatten()[-1].item() / found.width
+        parts = self.parts(stego, header.samples // stego.channels)
+        index, start, stop = next(part for part in parts if part[2] > found.start)
+        x = self.read(stego, start, stop)
+        dither = self.dither(header, cipher, index, start, *x.shape)
+        return scale * robust.level_change(self.model, scale * x, setting, dither)
 
 
 class PaperMethod(NetworkMethod):
@@ -275,12 +342,11 @@ class PaperMethod(NetworkMethod):
         yield from stego.pieces(first, last)
         yield stego.read(last)
 
-    def reveal_part(self, header, cipher, index, x, whole, rate):
-        """The secret of a part of a stego [channels, n], of which so many frames are there."""
+    def reveal_part(self, header, cipher, part, x, rate):
+        """The secret of a part of a stego [channels, n]."""
         gains = self.gains(header)
         y = self.model.reveal(x * gains[0])[1] / gains[1]
-        y[:, whole:] = 0
-        return scramble(y, cipher, index, rate, invert=True)
+        return scramble(y, cipher, part[0], rate, invert=True)
 
 
 def scramble(x, cipher, index, rate, invert=False):

@@ -9,7 +9,7 @@ import functools
 import math
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import soundfile
@@ -167,6 +167,16 @@ def resampled(sound, rate, length, folder, mono=False):
             to_pcm(x).T.tofile(plain)
             result.frames += x.shape[1]
     return result
+
+
+def moved(sound, frames):
+    """A Sound with so many frames of silence before it, or without as many of its first ones."""
+    folder = os.path.dirname(sound.path)
+    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as plain:
+        np.zeros(max(0, frames) * sound.channels, sound.dtype).tofile(plain)
+        for x in sound.pieces(max(0, -frames) * sound.channels):
+            x.numpy().astype(sound.dtype).tofile(plain)
+    return replace(sound, path=plain.name, frames=sound.frames + frames)
 
 
 def check_output(path, overwrite):

@@ -37,7 +37,8 @@ PART_SEGMENTS = 10240  # in a part, at most: 5 minutes at 16 kHz
 class LatticeMethod:
     """How to hide in files with a lattice; the interface is that of files/parts.py."""
 
-    layout, usual_snr, options = DENSE, STEGO_SNR, ("snr", "shaping", "masking")
+    layout, survives = DENSE, False
+    usual_snr, options = STEGO_SNR, ("snr", "shaping", "masking")
     least_samples = DENSE.header_samples + DENSE.seal_samples + SEGMENT  # of a cover
 
     def __init__(self, model):
@@ -104,7 +105,7 @@ class LatticeMethod:
         """The energy of what `reveal` will lack of a secret: decoding is exact, so it is known."""
         return self.secret_noise
 
-    def assumed_header(self, stego):
+    def recover(self, stego, key):
         """Without its header, nothing can be revealed of a stego."""
 
     def reveal(self, header, cipher, stego):

@@ -55,7 +55,7 @@ def assert_as_in_memory(model, paths, key, tmp_path):
     parts = method.parts(sound.decode(paths[0], paths[0], tmp_path))
     y = torch.nn.functional.pad(y, (0, x.shape[1] - y.shape[1])).expand_as(x)
     for index, start, stop in parts:
-        dither = method.dither(cipher, index, len(x), stop - start)
+        dither = method.dither(header, cipher, index, start, len(x), stop - start)
         cover, secret = x[:, start:stop] / FULL_SCALE, y[:, start:stop] / FULL_SCALE
         marks = SPARSE.marks(b"" if index else header.pack(cipher), cover.numel())
         marks = marks.view(-1, len(cover)).T

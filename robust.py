@@ -1,0 +1,193 @@
+"""A network whose secret survives MP3, noise, another rate, another level, and a cut.
+
+`RobustINN` is `wavinwav.LappedINN` with wide cells in the lowest bands of the cover. They carry
+the lowest bands of the secret, as there; the levels of its other bands, which come back as noise of
+these levels; and bits: a known pattern, by which `find` places a stego in time and level, and the
+header of a file.
+
+Shapes: B batch, T samples, M bands of the lapped transform, F frames, P phases of frames.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import wavinwav
+from wavinwav import FULL_SCALE, ORDER, LappedConfig, LappedINN, Pair, Setting, _basis
+
+LOWEST, RANGE = 18.0, 56.0  # dB of an LSB: the levels that are carried
+NARROWER = 0.7  # cells of levels and bits, relative to the carriers', where the cover is softer
+QUIETER = 0.7  # the noise that levels become, as a factor
+BITS = 2  # bands that carry bits; in every fourth frame the pattern alone
+SEARCHED, LEAST_FRAMES = 4096, 64  # in which `find` looks
+LONGEST_CUT = 1 << 19  # frames that may be missing at the start
+LEAST_SURE = 8  # standard deviations from chance
+
+
+@dataclass
+class RobustConfig(LappedConfig):
+    preset: str = "robust"
+    carriers: int = 13
+    stego_snr: float = 32.5
+    reserve: float = 0.14
+    levels: int = 2  # bands of the cover that carry levels: four groups' in four frames, each
+
+
+class RobustINN(LappedINN):
+    """See above. In training, the bands of which only levels are carried are silent."""
+
+    def __init__(self, config: RobustConfig):
+        super().__init__(config)
+        low, self.used = config.carriers, config.carriers + config.levels + BITS
+        if self.used > config.bands:
+            raise ValueError(f"Config.levels must be at most {config.bands - low - BITS}")
+        place = torch.arange(low, config.bands).div(low).log() / math.log(config.bands / low)
+        groups = torch.arange(4 * config.levels)[:, None]
+        member = (place * len(groups)).long() == groups
+        self.register_buffer("member", member.float(), persistent=False)  # [groups, M - carriers]
+
+    def profile(self) -> Tensor:
+        carriers = self.log_cells.exp()
+        others = NARROWER * carriers.square().mean().sqrt()
+        return torch.cat([carriers, others.expand(len(ORDER), 1, self.config.levels + BITS)], 2)
+
+    def encode(self, secret: Tensor, gain: Tensor, keyed: bool) -> Pair:
+        low = self.config.carriers
+        v, slope = self.compand(self.split(secret)[..., :low] * gain / self.level)
+        power = (gain[:, 0] * secret[:, low:]).square()
+        power = functional.pad(power, (0, -power.shape[2] % 4)).unflatten(2, (-1, 4)).mean(3)
+        power = self.member @ power / self.member.sum(1, keepdim=True).clamp_min(1)
+        decibel = 10 * power.clamp_min(1).log10()  # [B, groups, F / 4]
+        level = (2 * (decibel - LOWEST) / RANGE - 1).clamp(-1, 1).unflatten(1, (4, -1)).mT
+        bits = level.new_zeros(*level.shape[:3], BITS)  # which come with the dither
+        slope = torch.ones_like(slope) if keyed else slope
+        slope = functional.pad(slope * self.level / gain, (0, self.used - low))
+        return torch.cat([v, level, bits], 3), slope
+
+    def decode(self, v: Tensor, gain: Tensor, like: Tensor) -> Tensor:
+        low = self.config.carriers
+        y = self.join(self.expand(v[..., :low]) * self.level / gain, like)
+        if self.training:
+            return y
+        level = v[..., low:-BITS].mT.flatten(1, 2)
+        level = torch.where(level > 1.2, -1, level).clamp(-1, 1)  # silence, by noise out of range
+        level = functional.avg_pool1d(level, 3, 1, 1, count_include_pad=False)
+        decibel = LOWEST + RANGE * (level + 1) / 2
+        decibel = functional.interpolate(decibel, scale_factor=4, mode="linear")[..., :y.shape[2]]
+        generator = torch.Generator().manual_seed(0)
+        signs = 2 * torch.randint(2, (y.shape[1] - low, y.shape[2]), generator=generator) - 1
+        rms = 10 ** (decibel / 20) - 10 ** (LOWEST / 20)
+        noise = QUIETER * (self.member.T @ rms) * signs.to(y) / gain[:, 0]
+        return torch.cat([y[:, :low], noise], 1)
+
+    def with_bits(self, dither: Tensor, first: int, content: bytes) -> Tensor:
+        """A dither in cells [B, F, M], whose first frame has the given number, with the pattern
+        and the bits of `content`, again and again, in the bands for these."""
+        symbols = signs(first, dither.shape[1], content).to(dither) / 4
+        return torch.cat([dither[..., :self.used - BITS], symbols.expand(len(dither), -1, -1),
+                          dither[..., self.used:]], 2)
+
+
+def signs(first: int, count: int, content: bytes = b"") -> Tensor:
+    """What the frames of these numbers carry, +1 or -1 [F, BITS]: a pattern that looks random,
+    times the bits of `content`, but in every fourth frame."""
+    stop = (first + count) * BITS
+    stream = torch.tensor(list(hashlib.shake_256(b"WavInWav").digest(stop // 8 + 1)))
+    pattern = 1 - 2 * (stream[:, None] >> torch.arange(8) & 1).flatten()[first * BITS:stop]
+    if content:
+        bits = 1 - 2 * (torch.tensor(list(content))[:, None] >> torch.arange(8) & 1).flatten()
+        numbers = bit_numbers(first, count)
+        pattern = pattern * torch.where(numbers < 0, 1, bits[numbers % len(bits)].flatten())
+    return pattern.view(-1, BITS)
+
+
+def bit_numbers(first: int, count: int) -> Tensor:
+    """The number of the bit that each place [F * BITS] carries; -1 for the pattern alone."""
+    place = torch.arange(first * BITS, (first + count) * BITS)
+    group, inside = place // (4 * BITS), place % (4 * BITS) - BITS
+    return torch.where(inside < 0, -1, 3 * BITS * group + inside)
+
+
+class Found(NamedTuple):
+    """Where and how a stego lies in a signal."""
+
+    start: int  # the signal's first sample is the stego's of this number, which may be negative
+    width: float  # of the bits' cells in LSB; negative if the signal is upside down
+    votes: Tensor  # for 0 if positive, for 1 if negative [F * BITS]
+    numbers: Tensor  # of the bits that they are for; -1 for the pattern
+
+    def read(self, count: int) -> tuple[bytes, float]:
+        """The first `count` bytes, and which share of the votes agrees with them."""
+        data = self.numbers >= 0
+        votes, numbers = self.votes[data], self.numbers[data] % (8 * count)
+        bits = torch.zeros(8 * count).index_add(0, numbers, votes) < 0
+        agreeing = ((votes < 0) == bits[numbers]).float().mean().item()
+        return bytes((bits.view(-1, 8) << torch.arange(8)).sum(1).tolist()), agreeing
+
+
+def find(model: RobustINN, wave: Tensor) -> Found | None:
+    """Find what is left of a stego in a signal [T] in [-1, 1] of its rate, at any level; None if
+    there is nothing.
+
+    In the bands of the bits, coefficients lie a quarter of a cell from its centre, whatever the
+    bits are, if the frames begin where they did and the cells have the right width. So all
+    beginnings are tried, with widths over 8 octaves. The pattern then gives the first frame's
+    number."""
+    bands = model.config.bands
+    frames = min(len(wave) // bands - 2, SEARCHED)
+    if frames < LEAST_FRAMES:
+        return None
+    wave = FULL_SCALE * wave[:(frames + 2) * bands]
+    filters = torch.cat(_basis(bands, wave))[:, model.used - BITS:model.used].T
+    x = functional.conv1d(wave[None, None], filters[:, None])[0, :, :frames * bands]
+    x = x.reshape(BITS, frames, bands)  # the coefficients of all frames, for all beginnings
+
+    widths = wave.square().mean().sqrt().clamp_min(1) * 2 ** (torch.arange(-448, 64) / 64)
+    loud = x.square().sum((0, 2)).topk(min(frames, 1024)).indices
+    scores = torch.cat([clustering(x[:, loud].flatten(0, 1), some, 8) for some in widths.split(16)])
+    if scores.max() < LEAST_SURE:
+        return None
+    number, begin = divmod(scores.argmax().item(), bands)
+    width, x = widths[number], x[..., begin].T  # [F, BITS]
+    for steps in 128, 1024:
+        near = width * 2 ** (torch.linspace(-1.5, 1.5, 97) / steps)
+        width = near[clustering(x.reshape(-1, 1), near, 32).argmax()]
+
+    x = torch.sin(2 * math.pi * x / width)  # about 1 and -1
+    alone = signs(0, LONGEST_CUT).float()
+    alone[torch.arange(LONGEST_CUT) % 4 != 0] = 0
+    size = LONGEST_CUT + SEARCHED
+    spectra = torch.fft.rfft(alone.T, size) * torch.fft.rfft(x.T, size).conj()
+    match = torch.fft.irfft(spectra, size).sum(0)
+    first = match.abs().argmax().item()
+    if match[first].abs() < LEAST_SURE * (frames / 4) ** 0.5:
+        return None
+    side = match[first].sign().item()
+    first -= size * (first >= LONGEST_CUT)  # the number of the first frame
+    x = side * x[max(0, -first):]
+    votes = (x * signs(max(0, first), len(x))).flatten()
+    return Found(first * bands - begin, side * width.item(), votes,
+                 bit_numbers(max(0, first), len(x)))
+
+
+def clustering(x: Tensor, widths: Tensor, most: float) -> Tensor:
+    """By how many standard deviations coefficients [N, beginnings], those within `most` cells of
+    zero, are nearer to a quarter of a cell from a centre than by chance [widths, beginnings]."""
+    phase = x / widths[:, None, None]
+    near = phase.abs() < most
+    return -(torch.cos(4 * math.pi * phase) * near).sum(1) / (near.sum(1) / 2 + 1).sqrt()
+
+
+def level_change(model: RobustINN, stego: Tensor, setting: Setting, dither: Tensor) -> float:
+    """The factor near 1 by which a stego [B, T] must be multiplied for its coefficients to lie
+    around the centres of their cells."""
+    x = model.split(wavinwav.lapped(FULL_SCALE * stego, model.config.bands))
+    x = x / model.cells(setting, keyed=True)[0]
+    factors = 1 + torch.linspace(-0.01, 0.01, 401)
+    scores = [torch.cos(2 * math.pi * (factor * x - dither)).sum() for factor in factors]
+    return factors[torch.stack(scores).argmax()].item()
