@@ -83,7 +83,8 @@ def attack_pair(model, system: System, paths: dict[str, str], seed: int, percept
         except StegoError:
             scores[name] = {"SNR": None} | ({"STOI": None} if perceptual else {})
             continue
-        revealed = resample(signal(paths["revealed"]), new_rate, rate)
+        found_rate = samples(paths["revealed"])[1]
+        revealed = resample(signal(paths["revealed"]), found_rate, rate)
         missing = max(0, len(secret) - len(revealed))
         revealed = functional.pad(revealed, (missing, 0))[:len(secret)]
         scores[name] = {"SNR": sound.snr_of(secret, revealed)}

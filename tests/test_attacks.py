@@ -35,8 +35,9 @@ def test_robust_model_keeps_the_secret_intelligible(tmp_path):
     model, paths = stego.load_model(ROBUST), pair_files(tmp_path, 3)
     scores = attacks.attack_pair(model, our_system(model, "robust"), paths, 0)
     clean = scores["none"]["STOI"]
-    for name in ("noise 50 dB", "gain 0.5", "rate x 3/4", "last 100 ms cut"):
-        assert scores[name]["STOI"] > clean - 0.05 and clean > 0.5
+    for name in ("noise 50 dB", "gain 0.5", "rate x 3/4", "44.1 kHz", "48 kHz", "clipped by 3 dB",
+                 "first 100 ms cut", "last 100 ms cut"):
+        assert scores[name]["STOI"] > clean - 0.07 and clean > 0.5, name
     assert (scores["Opus 32 kbit/s"]["STOI"] or 0) < clean, "lost, or worse"
 
 
