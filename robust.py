@@ -21,7 +21,7 @@ import wavinwav
 from wavinwav import FULL_SCALE, ORDER, LappedConfig, LappedINN, Pair, Setting, _basis
 
 LOWEST, RANGE = 18.0, 56.0  # dB of an LSB: the levels that are carried
-NARROWER = 0.7  # cells of levels and bits, relative to the carriers', where the cover is softer
+LEVEL_CELLS, BIT_CELLS = 0.6, 1.0  # widths of their cells, relative to the carriers'
 QUIETER = 0.7  # the noise that levels become, as a factor
 BITS = 2  # bands that carry bits; in every fourth frame the pattern alone
 SEARCHED, LEAST_FRAMES = 4096, 64  # in which `find` looks
@@ -53,8 +53,9 @@ class RobustINN(LappedINN):
 
     def profile(self) -> Tensor:
         carriers = self.log_cells.exp()
-        others = NARROWER * carriers.square().mean().sqrt()
-        return torch.cat([carriers, others.expand(len(ORDER), 1, self.config.levels + BITS)], 2)
+        others = carriers.new_tensor([LEVEL_CELLS] * self.config.levels + [BIT_CELLS] * BITS)
+        others = others * carriers.square().mean().sqrt()
+        return torch.cat([carriers, others.expand(len(ORDER), 1, -1)], 2)
 
     def encode(self, secret: Tensor, gain: Tensor, keyed: bool) -> Pair:
         low = self.config.carriers
@@ -113,6 +114,11 @@ def bit_numbers(first: int, count: int) -> Tensor:
     return torch.where(inside < 0, -1, 3 * BITS * group + inside)
 
 
+def frames_for(bits: int) -> int:
+    """How many frames it takes to carry so many bits once."""
+    return math.ceil(4 * bits / (3 * BITS))
+
+
 class Found(NamedTuple):
     """Where and how a stego lies in a signal."""
 
@@ -148,7 +154,7 @@ def find(model: RobustINN, wave: Tensor) -> Found | None:
     x = x.reshape(BITS, frames, bands)  # the coefficients of all frames, for all beginnings
 
     widths = wave.square().mean().sqrt().clamp_min(1) * 2 ** (torch.arange(-448, 64) / 64)
-    loud = x.square().sum((0, 2)).topk(min(frames, 1024)).indices
+    loud = x.square().sum((0, 2)).topk(min(frames, 512)).indices
     scores = torch.cat([clustering(x[:, loud].flatten(0, 1), some, 8) for some in widths.split(16)])
     if scores.max() < LEAST_SURE:
         return None

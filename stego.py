@@ -123,6 +123,9 @@ def hide(cover_path, secret_path, stego_path, model, snr=None, shaping=None, mas
                                  "be full or damaged") from error
             noise = method.measure(header, cipher, written, secret)
             stego_snr = decibel(cover.energy, cover.distance(written))
+    if cover.frames < method.survives:
+        note(f"{cover_path} is too short for the secret to survive a change of the stego; that "
+             f"takes {method.survives / cover.rate:.1f} s")
     if snr is not None and stego_snr < snr - 1:
         note(f"{stego_path} misses the SNR of {snr:g} dB: {cover_path} is too quiet, too loud or "
              "too short for it")

@@ -65,7 +65,8 @@ class NetworkMethod:
     """What the networks of wavinwav.py have in common. A subclass has `part`, the samples that it
     works on at once, at most, and `reveal_part`."""
 
-    layout, survives = SPARSE, False  # survives: may be revealed once the stego has changed
+    layout = SPARSE
+    survives = 0  # frames from which on a stego is revealed even if it has changed; 0: never
     least_samples = SPARSE.header_samples + SPARSE.seal_samples
     options = ()  # flags of hide that have an effect
 
@@ -232,7 +233,9 @@ class RobustMethod(InnMethod):
     """Files with `robust.RobustINN`, whose cells carry the header too. So a stego is found again
     after a change of its rate or its level, and without its beginning."""
 
-    survives = True
+    @property
+    def survives(self):
+        return robust.frames_for(8 * container.HEADER_BYTES) * self.model.config.bands
 
     def dither(self, header, cipher, index, start, channels, length):
         bands = self.model.config.bands

@@ -37,7 +37,7 @@ PART_SEGMENTS = 10240  # in a part, at most: 5 minutes at 16 kHz
 class LatticeMethod:
     """How to hide in files with a lattice; the interface is that of files/parts.py."""
 
-    layout, survives = DENSE, False
+    layout, survives = DENSE, 0
     usual_snr, options = STEGO_SNR, ("snr", "shaping", "masking")
     least_samples = DENSE.header_samples + DENSE.seal_samples + SEGMENT  # of a cover
 

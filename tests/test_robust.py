@@ -104,6 +104,15 @@ def test_find(start):
     assert found.width == pytest.approx(width, rel=0.01)
 
 
+def test_a_cover_that_is_too_short_to_survive(tmp_path, capsys):
+    paths = [str(tmp_path / f"{name}.wav") for name in ("cover", "secret", "stego")]
+    for seconds, short in ((1, True), (1.1, False)):
+        for path in paths[:2]:
+            soundfile.write(path, 0.5 * voice(seconds, 16000, 0), 16000)
+        stego.hide(*paths, stego.load_model(ROBUST), overwrite=True)
+        assert ("too short for the secret to survive" in capsys.readouterr().err) == short
+
+
 def test_levels_of_the_bands_that_are_not_carried():
     torch.manual_seed(0)
     model = wavinwav.load(ROBUST)
