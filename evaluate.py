@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from evaluation import baselines, scores, steganalysis
-from evaluation.attacks import attack_pair, unavailable_attacks
+from evaluation.attacks import attack_pair, changed, unavailable_attacks
 from evaluation.page import PLOT_FORMATS, plot_pair, write_page
 from files import sound
 from files.checkpoint import check_writable
@@ -45,6 +45,7 @@ from files.resample import resample
 from training.data import SILENCE, find_audio, read_crop
 
 EXAMPLES = [os.path.join(baselines.HERE, "examples", f"{name}.wav") for name in ("cover", "secret")]
+HEARD = "MP3 128 kbit/s", "noise 40 dB"  # attacks on the robust model whose result the page has
 
 
 def compare(args, folder: str):
@@ -110,8 +111,12 @@ def detect_stegos(args, folder: str):
 def make_page(args):
     """Write the page of two files, or of the examples, with the models, LSB and Opus."""
     *voices, rate = own_pair(args.cover or EXAMPLES[0], args.secret or EXAMPLES[1])
-    models = baselines.load_models(args.model, baselines.SHIPPED[:3])
-    systems = [baselines.our_system(model, label) for label, model in models.items()]
+    systems = []
+    for label, model in baselines.load_models(args.model, baselines.SHIPPED).items():
+        systems.append(baselines.our_system(model, label))
+        if label == "robust":
+            systems += [changed(systems[-1], name) for name in HEARD
+                        if name not in unavailable_attacks()]
     size = write_page(args.page, *voices, rate, [*systems, baselines.lsb(6), baselines.opus(32)],
                       not args.no_perceptual)
     tell(f"{os.path.join(args.page, 'index.html')}: {size / 1e6:.2f} MB in all")
@@ -188,8 +193,8 @@ def read_flags(argv=None) -> argparse.Namespace:
          help="and this secret, resampled to the cover's rate; the longer of the two is cut")
     flag("--page", metavar="FOLDER",
          help="instead of a table, write a web page to listen to COVER and SECRET (default: the "
-              "examples), hidden in each other by the models (default: wavinwav, lattice and "
-              "paper), LSB and Opus")
+              "examples), hidden in each other by the models (default: those shipped), LSB "
+              "and Opus")
     flag("--model", nargs="+", metavar="MODEL",
          help="models to score: files, or names of shipped ones (default: these)")
     flag("--snr", nargs="+", type=float, default=baselines.LATTICE_SNRS, metavar="DB",

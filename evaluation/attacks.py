@@ -93,6 +93,17 @@ def attack_pair(model, system: System, paths: dict[str, str], seed: int, percept
     return scores
 
 
+def changed(system: System, name: str) -> System:
+    """A system whose stegos are changed by this attack."""
+    def hide(cover_path, secret_path, stego_path):
+        system.hide(cover_path, secret_path, stego_path)
+        x, rate = signal(stego_path), samples(stego_path)[1]
+        sound.write_audio(stego_path, sound.to_pcm(ATTACKS[name](x, rate)),
+                          NEW_RATES.get(name, rate))
+
+    return System(f"{system.name}, {name}", hide, system.reveal)
+
+
 def change_middle(x: Tensor, change: float | Tensor) -> Tensor:
     """A copy of a signal [T] with `change` added to its middle sample."""
     x = x.clone()

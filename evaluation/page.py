@@ -36,6 +36,7 @@ NOTES = {  # on systems, by the start of their name
     "INN": "The invertible network, the default model.",
     "lattice": "The entropy coder on an integer lattice.",
     "paper": "The paper's blocks with learned subnets.",
+    "robust": "The network whose stego may be changed: by MP3 or noise, where it says so.",
     "LSB": "The secret's top bits take the place of the cover's low bits.",
     "Opus": "An Opus file of the secret in the cover's low bits.",
 }
