@@ -155,7 +155,7 @@ def reveal(stego_path, secret_path, model, key=None, force=False, overwrite=Fals
         key: the passphrase, str or bytes.
         force: reveal what is left in a file that was changed: blocks of a few seconds that are
             damaged come out silent. An INN without a key reveals even without a header, if it
-            finds the cells: a secret as long as the stego.
+            finds the cells: a secret as long as the stego. The robust model needs no force.
         overwrite: whether secret_path may exist.
     Returns:
         The secret's length in seconds.

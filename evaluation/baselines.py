@@ -29,7 +29,7 @@ from files import sound
 from files.checkpoint import model_path
 from files.command import StegoError
 from files.resample import resample
-from wavinwav import LappedINN, lapped, unlapped
+from wavinwav import lapped, unlapped
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SHIPPED = "wavinwav", "lattice", "paper", "robust"
@@ -77,10 +77,8 @@ def is_lattice(model) -> bool:
 
 
 def label_of(model) -> str:
-    """A model's name in tables: INN, robust (an INN with room for noise), or its preset."""
-    if isinstance(model, LappedINN):
-        return "robust" if model.config.reserve else "INN"
-    return model.config.preset
+    """A model's name in tables: INN for the default, or its preset."""
+    return {"lapped": "INN"}.get(model.config.preset, model.config.preset)
 
 
 def our_system(model, label: str, snr: float | None = None, masking: float | None = None,
