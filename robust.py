@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import wavinwav
-from wavinwav import FULL_SCALE, ORDER, LappedConfig, LappedINN, Pair, Setting, _basis
+from wavinwav import FULL_SCALE, ORDER, LappedConfig, LappedINN, Pair, Setting, basis
 
 LOWEST, RANGE = 18.0, 56.0  # dB of an LSB: the levels that are carried
 LEVEL_CELLS, BIT_CELLS = 0.6, 1.0  # widths of their cells, relative to the carriers'
@@ -59,20 +59,18 @@ class RobustINN(LappedINN):
 
     def encode(self, secret: Tensor, gain: Tensor, keyed: bool) -> Pair:
         low = self.config.carriers
-        v, slope = self.compand(self.split(secret)[..., :low] * gain / self.level)
+        v, slope = super().encode(secret, gain, keyed)
         power = (gain[:, 0] * secret[:, low:]).square()
         power = functional.pad(power, (0, -power.shape[2] % 4)).unflatten(2, (-1, 4)).mean(3)
         power = self.member @ power / self.member.sum(1, keepdim=True).clamp_min(1)
         decibel = 10 * power.clamp_min(1).log10()  # [B, groups, F / 4]
         level = (2 * (decibel - LOWEST) / RANGE - 1).clamp(-1, 1).unflatten(1, (4, -1)).mT
         bits = level.new_zeros(*level.shape[:3], BITS)  # which come with the dither
-        slope = torch.ones_like(slope) if keyed else slope
-        slope = functional.pad(slope * self.level / gain, (0, self.used - low))
-        return torch.cat([v, level, bits], 3), slope
+        return torch.cat([v, level, bits], 3), functional.pad(slope, (0, self.used - low))
 
     def decode(self, v: Tensor, gain: Tensor, like: Tensor) -> Tensor:
         low = self.config.carriers
-        y = self.join(self.expand(v[..., :low]) * self.level / gain, like)
+        y = super().decode(v[..., :low], gain, like)
         if self.training:
             return y
         level = v[..., low:-BITS].mT.flatten(1, 2)
@@ -98,13 +96,18 @@ def signs(first: int, count: int, content: bytes = b"") -> Tensor:
     """What the frames of these numbers carry, +1 or -1 [F, BITS]: a pattern that looks random,
     times the bits of `content`, but in every fourth frame."""
     stop = (first + count) * BITS
-    stream = torch.tensor(list(hashlib.shake_256(b"WavInWav").digest(stop // 8 + 1)))
-    pattern = 1 - 2 * (stream[:, None] >> torch.arange(8) & 1).flatten()[first * BITS:stop]
+    stream = hashlib.shake_256(b"WavInWav").digest(stop // 8 + 1)
+    pattern = signs_of(stream)[first * BITS:stop]
     if content:
-        bits = 1 - 2 * (torch.tensor(list(content))[:, None] >> torch.arange(8) & 1).flatten()
-        numbers = bit_numbers(first, count)
-        pattern = pattern * torch.where(numbers < 0, 1, bits[numbers % len(bits)].flatten())
+        bits, numbers = signs_of(content), bit_numbers(first, count)
+        pattern = pattern * torch.where(numbers < 0, 1, bits[numbers % len(bits)])
     return pattern.view(-1, BITS)
+
+
+def signs_of(content: bytes) -> Tensor:
+    """The bits of some bytes, the lowest first: 1 for 0, and -1 for 1."""
+    x = torch.frombuffer(bytearray(content), dtype=torch.uint8).long()
+    return 1 - 2 * (x[:, None] >> torch.arange(8) & 1).flatten()
 
 
 def bit_numbers(first: int, count: int) -> Tensor:
@@ -149,7 +152,7 @@ def find(model: RobustINN, wave: Tensor) -> Found | None:
     if frames < LEAST_FRAMES:
         return None
     wave = FULL_SCALE * wave[:(frames + 2) * bands]
-    filters = torch.cat(_basis(bands, wave))[:, model.used - BITS:model.used].T
+    filters = torch.cat(basis(bands, wave))[:, model.used - BITS:model.used].T
     x = functional.conv1d(wave[None, None], filters[:, None])[0, :, :frames * bands]
     x = x.reshape(BITS, frames, bands)  # the coefficients of all frames, for all beginnings
 

@@ -215,7 +215,7 @@ def main(argv=None):
         if flags.wavlm_weight:
             with processes.first_process_first():  # it downloads the weights for the others
                 wavlm = WavLMLoss(flags.wavlm_source, None, flags.wavlm_distance, rate, device)
-        objective = (LappedObjective if flags.preset in ("lapped", "robust") else Objective)(
+        objective = (LappedObjective if isinstance(model, wavinwav.LappedINN) else Objective)(
             model, flags.seed, amp, flags.noise, wavlm, flags.snr_ceiling)
         if not (resumed or flags.init_from or flags.robust_from):
             objective.initialise(opened[0])

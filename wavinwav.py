@@ -293,7 +293,8 @@ class LappedINN(nn.Module):
         """A secret's coefficients in LSB [B, M, F] -> numbers in [-1, 1], and how much the secret
         changes with them [B, P, F, M]: with a key, in the mean over all secrets, since the spectrum
         of the rounding error must not show where this one is loud."""
-        v, slope = self.compand(self.split(secret) * gain / self.level)
+        x = self.split(secret)[..., :self.config.carriers]
+        v, slope = self.compand(x * gain / self.level)
         return v, (torch.ones_like(slope) if keyed else slope) * self.level / gain
 
     def decode(self, v: Tensor, gain: Tensor, like: Tensor) -> Tensor:
@@ -331,7 +332,8 @@ class LappedINN(nn.Module):
         # The value is s * unit. For the gradient, a wider cell scales r, which is uniform in it
         # whatever the weights are.
         r = s * unit + s.detach() * (cells - unit)
-        return cover + self.wave(r, cover), self.join((slope / room).detach(), cover)
+        r = self.wave(self.join(r, cover), cover)
+        return cover + r, self.join((slope / room).detach(), cover)
 
     def inverse(self, stego: Tensor, setting: Setting, dither: Tensor | None = None) -> Pair:
         """stego [B, T] -> cover, secret: the inverse of `forward`, with z = 0 in the place of r,
@@ -343,8 +345,7 @@ class LappedINN(nn.Module):
         for block in reversed(self.blocks):
             c, s = block.inverse(c, s)
         s = s if dither is None else wrap(s - dither)
-        y = self.decode(s * unit / room, gain, stego)
-        return stego, unlapped(y, stego.shape[1]) / FULL_SCALE
+        return stego, self.wave(self.decode(s * unit / room, gain, stego), stego)
 
     def split(self, x: Tensor) -> Tensor:
         """[B, M, F] -> the carriers, phase by phase [B, P, F / P, carriers]; zeros at the end."""
@@ -358,8 +359,8 @@ class LappedINN(nn.Module):
         return functional.pad(x, (0, self.config.bands - x.shape[2])).mT
 
     def wave(self, x: Tensor, like: Tensor) -> Tensor:
-        """Coefficients in LSB, as `split` arranges them -> a wave as long as another, [B, T]."""
-        return unlapped(self.join(x, like), like.shape[1]) / FULL_SCALE
+        """Coefficients in LSB [B, M, F] -> a wave as long as another, [B, T]."""
+        return unlapped(x, like.shape[1]) / FULL_SCALE
 
     @precise
     def fit(self, cover: Tensor, secret: Tensor, snr: float | Tensor, dither: Tensor | None = None,
@@ -465,7 +466,7 @@ def lapped(x: Tensor, bands: int) -> Tensor:
     if count := rest.shape[1]:
         last = functional.pad(lapped(rest, count), (0, 0, 0, bands - count))
         return torch.cat([lapped(whole, bands), last], 2)
-    hops, (first, second) = x.unflatten(1, (-1, bands)), _basis(bands, x)
+    hops, (first, second) = x.unflatten(1, (-1, bands)), basis(bands, x)
     return (hops @ first + hops.roll(-1, 1) @ second).mT
 
 
@@ -473,11 +474,11 @@ def unlapped(x: Tensor, length: int = 0) -> Tensor:
     """Inverse of `lapped`. [B, M, F] -> [B, T], where T is M F if no length is given."""
     if rest := length % x.shape[1]:
         return torch.cat([unlapped(x[:, :, :-1]), unlapped(x[:, :rest, -1:])], 1)
-    first, second = _basis(x.shape[1], x)
+    first, second = basis(x.shape[1], x)
     return (x.mT @ first.T + x.mT.roll(1, 1) @ second.T).flatten(1)
 
 
-def _basis(bands: int, like: Tensor) -> Pair:
+def basis(bands: int, like: Tensor) -> Pair:
     """Cosines under a sine window, for the two hops of a frame, [M, M] each."""
     n = torch.arange(2 * bands, dtype=torch.float64, device=like.device)[:, None] + 0.5
     waves = (math.pi / bands * (n + bands / 2) * n[:bands, 0]).cos_()

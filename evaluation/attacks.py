@@ -70,12 +70,12 @@ def attack_pair(model, system: System, paths: dict[str, str], seed: int, percept
     for name in names:
         torch.manual_seed(seed + list(ATTACKS).index(name))
         try:
-            changed, new_rate = ATTACKS[name](hidden, rate), NEW_RATES.get(name, rate)
+            x = ATTACKS[name](hidden, rate)
         except (subprocess.CalledProcessError, StegoError) as error:
             tqdm.write(f"{name}, at {rate} Hz: {error}", file=sys.stderr)
             scores[name] = {}
             continue
-        sound.write_audio(attacked_path, sound.to_pcm(changed), new_rate)
+        sound.write_audio(attacked_path, sound.to_pcm(x), NEW_RATES.get(name, rate))
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # notes on what was cut
                 stego.reveal(attacked_path, paths["revealed"], model, force=not is_lattice(model),

@@ -239,8 +239,10 @@ class RobustMethod(InnMethod):
 
     def dither(self, header, cipher, index, start, channels, length):
         bands = self.model.config.bands
-        x = torch.zeros(channels, math.ceil(length / bands), bands)
-        x = self.numbers(cipher, index, channels, length) if cipher.keyed else x
+        if cipher.keyed:
+            x = self.numbers(cipher, index, channels, length)
+        else:
+            x = torch.zeros(channels, math.ceil(length / bands), bands)
         return self.model.split(self.model.with_bits(x, start // bands, header.pack(cipher)).mT)
 
     def recover(self, stego, key):
