@@ -35,7 +35,7 @@ class RobustConfig(LappedConfig):
     carriers: int = 13
     stego_snr: float = 32.5
     reserve: float = 0.14
-    levels: int = 2  # bands of the cover that carry levels: four groups' in four frames, each
+    levels: int = 2  # bands of the cover that carry levels: one level a frame each
 
 
 class RobustINN(LappedINN):
@@ -93,8 +93,8 @@ class RobustINN(LappedINN):
 
 
 def signs(first: int, count: int, content: bytes = b"") -> Tensor:
-    """What the frames of these numbers carry, +1 or -1 [F, BITS]: a pattern that looks random,
-    times the bits of `content`, but in every fourth frame."""
+    """What `count` frames carry from frame number `first` on, +1 or -1 [F, BITS]: a pseudo-random
+    pattern, which is multiplied by the bits of `content` in three of four frames."""
     stop = (first + count) * BITS
     stream = hashlib.shake_256(b"WavInWav").digest(stop // 8 + 1)
     pattern = signs_of(stream)[first * BITS:stop]
@@ -193,8 +193,8 @@ def clustering(x: Tensor, widths: Tensor, most: float) -> Tensor:
 
 
 def level_change(model: RobustINN, stego: Tensor, setting: Setting, dither: Tensor) -> float:
-    """The factor near 1 by which a stego [B, T] must be multiplied for its coefficients to lie
-    around the centres of their cells."""
+    """The factor near 1 that brings a stego [B, T] back to the level at which it was made: with it,
+    coefficients cluster around the centres of their cells."""
     x = model.split(wavinwav.lapped(FULL_SCALE * stego, model.config.bands))
     x = x / model.cells(setting, keyed=True)[0]
     factors = 1 + torch.linspace(-0.01, 0.01, 401)
