@@ -55,10 +55,11 @@ from files.command import (
     settle_streams,
     standard_output,
 )
-from files.container import Cipher, Damaged, Header, NoSecret, OtherModel
+from files.container import DENSE, Cipher, Damaged, Header, NoSecret, OtherModel
 from files.parts import load_model, method_of
 from files.secret import read_secret
-from files.sound import check_output, decibel, decode, note, placing, silence, writing
+from files.sound import check_output, decibel, decode, note, placing, writing
+from files.source import READ_AT_ONCE
 from files.streams import standard_streams
 from wavinwav import LappedConfig
 
@@ -190,24 +191,26 @@ def read_header(method, path, name, folder, key, force):
     """The stego as a Sound, its header, and the cipher of the rest. The header is read first, so
     that no more of a file is decoded than it says, and verified unless `force` is set. Raises
     NoSecret, OtherModel, Damaged."""
+    def some(most=math.inf, **options):
+        return decode(path, name, folder, whole=False, most=most, **options)
+
     # A lattice's header comes after digital silence, of which a small FLAC can have hours.
-    silent = silence(path, name) if method.layout == container.DENSE else 0
+    first = some(READ_AT_ONCE + DENSE.header_samples, skip=method.layout == DENSE)
     try:
-        if silent is None:
+        if not first.frames:
             raise NoSecret("it is digital silence")
-        most = silent + container.DENSE.header_samples
-        first = decode(path, name, folder, whole=False, most=most)
         header, cipher = Header.read(
             first.read, first.samples, key, method.fingerprint(), method.layout)
     except NoSecret:
-        if force or method.survives:
-            if found := method.recover(decode(path, name, folder, whole=False), key):
-                return found
+        if (force or method.survives) and (found := method.recover(some, key)):
+            return found
         raise
+    skipped = first.skipped * first.channels
+    header.start, header.stop = header.start + skipped, header.stop + skipped
     frames, rest = divmod(header.samples, first.channels)  # without a key anyone can write a header
     if rest or header.length > frames or header.channels > first.channels:
         raise Damaged("its header does not fit it")
-    stego = decode(path, name, folder, first.depth, whole=False, most=frames + 1)
+    stego = some(frames + 1, depth=first.depth)
     if not force:
         try:
             if header.form != (stego.rate, stego.channels, stego.depth):
@@ -217,7 +220,7 @@ def read_header(method, path, name, folder, key, force):
         except Damaged as error:
             if not method.survives:
                 raise
-            if found := method.recover(stego, key):
+            if found := method.recover(lambda most=None: stego, key):
                 return found
             note(f"{name}: {error}; what is left is revealed")
     if header.samples > MOST_LOST * stego.samples:

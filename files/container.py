@@ -240,7 +240,8 @@ class Header:
         magic, *long, model, setting, counts, rate = FIELDS.unpack(fields)
         samples, span, length = (int.from_bytes(x, "big") for x in long)
         least = layout.header_samples + layout.seal_samples
-        if magic != MAGIC or not (0 < length <= samples and least <= span <= samples):
+        possible = 0 < length <= samples and least <= span <= samples <= 2 * span
+        if magic != MAGIC or not possible:
             raise NoSecret("the header makes no sense")
         form = rate, 1 + (counts >> 1 & 1), counts >> 2
         return cls(samples, length, model, setting, 1 + (counts & 1), layout, form, start,

@@ -83,9 +83,10 @@ class NetworkMethod:
         return Header(cover.samples, secret.frames, self.fingerprint(), 0, secret.channels,
                       self.layout)
 
-    def recover(self, stego, key):
+    def recover(self, decoded, key):
         """The stego as it was made, a Sound, its header, and the cipher of the rest, where the
-        header is lost; None if nothing can be revealed then. Raises NoSecret, OtherModel."""
+        header is lost; None if nothing can be revealed then. `decoded` gives so many frames of it,
+        or all. Raises NoSecret, OtherModel."""
 
     def parts(self, sound, frames=None):
         """(index, first frame, last) of what is worked on at once: one part, or an even number of
@@ -185,14 +186,15 @@ class InnMethod(NetworkMethod):
         bands = self.model.config.bands
         return functional.pad(x, (0, -length % bands)).unflatten(1, (-1, bands))
 
-    def recover(self, stego, key):
+    def recover(self, decoded, key):
         """A secret as long as the stego, in the cells in which the samples seem to lie, if there
         is no key. Raises NoSecret if none fit."""
         if key is not None:
             return None
-        setting, sure = find_code(self.model, self.read(stego, 0, SEARCHED))
+        setting, sure = find_code(self.model, self.read(decoded(SEARCHED), 0, SEARCHED))
         if sure < LEAST_SURE:
             raise NoSecret("there is no header, and no trace of a secret without a key")
+        stego = decoded()
         note(f"{stego.name} has no header; a secret is assumed, since its samples cluster by "
              f"{sure:.0f} standard deviations more than chance (at least {LEAST_SURE})")
         header = Header(stego.samples, stego.frames, 0, setting, stego.channels, self.layout)
@@ -245,8 +247,9 @@ class RobustMethod(InnMethod):
             x = torch.zeros(channels, math.ceil(length / bands), bands)
         return self.model.split(self.model.with_bits(x, start // bands, header.pack(cipher)).mT)
 
-    def recover(self, stego, key):
+    def recover(self, decoded, key):
         bands = self.model.config.bands
+        stego = searched = decoded(8 * SEARCHED)  # enough at 64 kHz, if it was made at 8
         for rate in dict.fromkeys([stego.rate, *RATES]):
             count = math.ceil((robust.SEARCHED + 2) * bands * stego.rate / rate)
             x = self.read(stego, 0, count)[0]
@@ -262,7 +265,9 @@ class RobustMethod(InnMethod):
             raise NoSecret("there is a secret, but its key is another, or too little is left of it")
         if header.model != self.fingerprint():
             raise OtherModel("the secret was hidden with another model")
-        changes = []
+        frames = header.samples // stego.channels - found.start
+        stego, changes = decoded(math.ceil(frames * stego.rate / rate)), []
+        found = found._replace(width=found.width * stego.gain / searched.gain)
         if rate != stego.rate:
             changes.append(f"{stego.rate} Hz instead of {rate}")
             length = math.ceil(stego.frames * rate / stego.rate)

@@ -40,6 +40,7 @@ class Sound:
     depth: int = 16  # bits of a sample, 16 or 24
     gain: float = 1.0  # factor that brought floating-point samples within full scale
     scale: float = 1.0  # factor that `read` applies
+    skipped: int = 0  # frames of digital silence before the first one
 
     @property
     def dtype(self):
@@ -90,13 +91,15 @@ def read_audio(path, dtype="float32"):
         return np.concatenate(list(file.pieces(dtype))), file.samplerate
 
 
-def decode(path, name, folder, depth=None, whole=True, most=math.inf):
+def decode(path, name, folder, depth=None, whole=True, most=math.inf, skip=False):
     """Decode the sound file at `path`, named `name` in messages, into `folder`.
 
     depth: bits of the samples; None is 24 if the file has more than 16
     whole: refuse a file that is cut off. Without it, the file may be a stego, and its depth is the
         one that its samples use.
     most: stop after about so many frames, READ_AT_ONCE more at most
+    skip: leave out digital silence, of 0 and 1, at the beginning, as many times READ_AT_ONCE frames
+        as there are; the Sound may be empty
 
     Returns a Sound. Raises StegoError, and OSError if the folder cannot hold it.
     """
@@ -119,33 +122,26 @@ def decode(path, name, folder, depth=None, whole=True, most=math.inf):
                 peak = max((np.abs(x).max() for x in before.pieces("float64", most)), default=0)
             sound.gain = (limit - 1) / limit / peak if peak > 1 else 1.0
         direct = short and depth == 16
-        for x in file.pieces("int16" if direct else "float64", most):
+        for x in file.pieces("int16" if direct else "float64"):
             if not direct:
                 x = (x * (sound.gain * limit)).round().clip(-limit, limit - 1).astype(sound.dtype)
+            if skip and not sound.frames and not (x >> 1).any():
+                sound.skipped += len(x)
+                continue
             x.tofile(plain)
             sound.frames += len(x)
             used |= 0 if whole else int(np.bitwise_or.reduce(x, axis=None))
+            if sound.frames >= most:
+                break
         guessed = file.subtype in ("MPEG_LAYER_I", "MPEG_LAYER_II")  # the number of frames
         if whole and sound.frames < file.frames and not guessed:
             raise StegoError(f"{name} is cut off: {sound.frames} of {file.frames} samples are "
                              "left; get the whole file, or convert what is left to WAV")
-    if not sound.frames:
+    if not sound.frames + sound.skipped:
         raise StegoError(f"{name} has no samples; give a file with sound in it")
     if not whole and depth == 24 and not used & 255:
-        return decode(path, name, folder, 16, whole, most)
+        return decode(path, name, folder, 16, whole, most, skip)
     return sound
-
-
-def silence(path, name):
-    """The frames of digital silence, 0 or 1 in 16 or 24 bits, with which a sound file begins; None
-    if there is nothing else in it. Raises StegoError."""
-    frames = 0
-    with open_audio(path, name) as file:
-        for x in file.pieces("float64"):
-            loud = ((x != 0) & (x != 2.0 ** -15) & (x != 2.0 ** -23)).any(1)
-            if loud.any():
-                return frames + int(loud.argmax())
-            frames += len(x)
 
 
 def resampled(sound, rate, length, folder, mono=False):

@@ -105,7 +105,7 @@ class LatticeMethod:
         """The energy of what `reveal` will lack of a secret: decoding is exact, so it is known."""
         return self.secret_noise
 
-    def recover(self, stego, key):
+    def recover(self, decoded, key):
         """Without its header, nothing can be revealed of a stego."""
 
     def reveal(self, header, cipher, stego):

@@ -87,14 +87,40 @@ def test_crafted_wav_headers(folder, place, number):
         assert code == 0 or err.startswith("error: ")
 
 
-@pytest.mark.parametrize("model", ["wavinwav", "lattice", "paper"])
+def flat(path, *values):
+    """A FLAC of a few 100 kB: each number for half an hour, arrays as they are."""
+    with soundfile.SoundFile(path, "w", 8000, 1, "PCM_16") as file:
+        for value in values:
+            file.write(np.full(1 << 24, value, np.int16) if isinstance(value, int) else value)
+
+
+@pytest.mark.parametrize("model", ["wavinwav", "lattice", "paper", "robust"])
+@pytest.mark.parametrize("value", [0, 5])
 @pytest.mark.parametrize("force", [[], ["--force"]], ids=["", "force"])
-def test_silence_holds_nothing(folder, model, force):
-    """A FLAC of silence decodes to a thousand times its size, of which no more is written than
-    16 MiB with --force, and 1 MiB without."""
-    soundfile.write(folder / "out.flac", np.zeros((1 << 22, 2), np.int16), 44100)
+def test_no_more_is_decoded_than_a_search_takes(folder, model, value, force):
+    """A FLAC of one value decodes to a thousand times its size: 64 MB here."""
+    flat(folder / "out.flac", value, value)
     refused(folder, ("reveal", "out.flac", "-o", "found.wav", "--model", model, *force),
-            "give a file as hide wrote it", largest=1 << (24 if force else 20))
+            "give a file as hide wrote it", largest=1 << 23)
+
+
+@pytest.mark.parametrize("silence", [0, 1])
+@pytest.mark.parametrize("force", [[], ["--force"]], ids=["", "force"])
+@pytest.mark.parametrize("fields, expected", [
+    (dict(start=0, stop=16000, samples=16000), ("it was changed", "nothing is left of it")),
+    (dict(length=1 << 25), 2 * ["the header makes no sense"])], ids=str)
+def test_a_header_behind_an_hour_of_silence(folder, silence, force, fields, expected):
+    """No more is decoded than it says, and it cannot say that most of a stego is silent, with a
+    secret as long in a few samples."""
+    x, start = torch.from_numpy(voice(1, 16000, 1) * 32768).int(), 1 << 25
+    model = stego.load_model(LATTICE)
+    x[0] = 2
+    values = dict(samples=start + len(x), length=8000, model=model.fingerprint(), setting=256,
+                  form=(8000, 1, 16), start=start, stop=start + len(x))
+    DENSE.write(x[:DENSE.header_samples], Header(**values | fields).pack(Cipher()))
+    flat(folder / "out.flac", silence, silence, x.numpy().astype(np.int16))
+    refused(folder, ("reveal", "out.flac", "-o", "found.wav", "--model", LATTICE, *force),
+            expected[bool(force)], largest=1 << 20)
 
 
 def crafted(path, model, config=None, **tensors):

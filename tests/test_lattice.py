@@ -5,6 +5,7 @@ import zlib
 import pytest
 import soundfile
 import torch
+from torch.nn import functional
 
 import stego
 import wavinwav
@@ -283,6 +284,17 @@ def test_digital_silence_is_left_alone(shipped, files, channels, key):
     if not key:
         cut = files.reveal(shipped, hidden[..., 5000:62000], force=True)
         assert torch.equal(cut, revealed), "only silence is missing"
+
+
+@pytest.mark.parametrize("channels, key, first", [(1, "k", 0), (2, None, 1)])
+def test_a_header_after_much_silence(shipped, files, channels, key, first):
+    """More than is read at once, of digital 0 or 1."""
+    cover = functional.pad(pcm(channels, 150000, seed=3), (140001, 0), value=first / 32768)
+    secret = pcm(channels, 20000, seed=4).squeeze(0)
+    hidden, _, told = files.hide(shipped, cover.squeeze(0), secret, key=key)
+    assert torch.equal(hidden.view(channels, -1)[:, :140000].float(), cover[:, :140000])
+    revealed = files.reveal(shipped, hidden, key=key)
+    assert snr(secret, revealed) == pytest.approx(told, abs=0.01)
 
 
 def test_silence_that_must_be_used(shipped, files):

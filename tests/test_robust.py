@@ -5,12 +5,13 @@ import pytest
 import soundfile
 import torch
 
+import files.parts
 import robust
 import stego
 import wavinwav
 from files.resample import resample
 from files.sound import snr_of as snr
-from helpers import INN, ROBUST, voice
+from helpers import INN, ROBUST, file_snr, four, voice
 
 CHANGES = {  # name -> what is done to a signal [T] of 16 kHz, and its new rate in Hz
     "nothing": (lambda x: x, 16000),
@@ -52,6 +53,22 @@ def test_the_secret_survives(hidden, name, tmp_path, capsys):
     lost = 8192 if name.startswith("cut") else 0
     assert snr(torch.from_numpy(usual[lost:]), torch.from_numpy(found[lost:])) > 6
     assert ("was changed" in capsys.readouterr().err) == (name != "nothing")
+
+
+def test_samples_beyond_full_scale_after_the_search(tmp_path, monkeypatch):
+    """They turn the whole stego down, not only what comes after them."""
+    monkeypatch.setattr(files.parts, "SEARCHED", 1 << 10)
+    cover, secret, hidden, found = four(tmp_path)
+    x = 2.5 * voice(12, 16000, 0)
+    x[:9 * 16000] *= 0.5  # the first 131072 samples are searched
+    assert 0.6 < abs(x).max() < 1
+    soundfile.write(cover, x, 16000)
+    soundfile.write(secret, 0.5 * voice(12, 16000, 1), 16000)
+    model = stego.load_model(ROBUST)
+    told = stego.hide(cover, secret, hidden, model)[1]
+    soundfile.write(hidden, 2 * soundfile.read(hidden)[0], 16000, "FLOAT")
+    stego.reveal(hidden, found, model)
+    assert file_snr(secret, found) > told - 3
 
 
 @pytest.mark.parametrize("change", ["nothing", "gain", "44.1 kHz"])
