@@ -4,29 +4,24 @@ import csv
 import os
 import re
 import resource
-import runpy
 import shlex
 import signal
 import subprocess
 import sys
-import tempfile
-import threading
 import time
-import traceback
 
 import numpy as np
 import soundfile
 import torch
-from tqdm import tqdm
 
 from evaluation import scores
 from files import checkpoint
 from files.container import Header
 from files.sound import snr_of as snr
+from running import ROOT, Done, Running
 from train import main as train_main
 from training.noise import KINDS
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 COVER, SECRET = (os.path.join(ROOT, "examples", f"{name}.wav") for name in ("cover", "secret"))
 LATTICE = os.path.join(ROOT, "lattice", "lattice.pt")
 INN, ROBUST = (os.path.join(ROOT, "models", f"{name}.pt") for name in ("wavinwav", "robust"))
@@ -129,12 +124,15 @@ def pair_files(folder, seconds=1.001, rate=16000):
 
 # ---------------------------------------------------------------- processes
 
-def python(*words, cwd=ROOT, shell="exec {}", **environment):
-    """What `python WORDS` leaves, which has stdout, stderr and returncode. In `shell`, a command of
-    bash, {} stands for it."""
-    command = shlex.join(map(str, [sys.executable, *words]))
-    return subprocess.run(["bash", "-o", "pipefail", "-c", shell.replace("{}", command)], cwd=cwd,
-                          env=os.environ | environment, capture_output=True, text=True, timeout=200)
+def python(*words, cwd=ROOT, shell=None, **environment):
+    """What `python WORDS` leaves: Done. With `shell`, a command of bash in which {} stands for it,
+    it is a new interpreter; else see running.py."""
+    if shell is None:
+        return Running(*words, cwd=cwd, environment=environment).finish()
+    command = shell.replace("{}", shlex.join(map(str, [sys.executable, *words])))
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=cwd, capture_output=True,
+                          env=os.environ | environment, text=True, timeout=200)
+    return Done(done.returncode, done.stdout, done.stderr)
 
 
 def members(session):
@@ -164,57 +162,18 @@ def all_end(session):
 # ---------------------------------------------------------------- stego.py
 
 def launch(folder, *words, stdin=b"", largest=None, temporary=None):
-    """`python stego.py WORDS` in a process of its own, in which torch is loaded already: its number
-    and streams. `temporary` is the folder for temporary files, by default the `tmp` in `folder`, if
-    there is one; `largest` is the size in bytes that a file can have."""
-    streams = [tempfile.TemporaryFile() for _ in range(3)]
-    streams[0].write(stdin)
-    streams[0].seek(0)
-    pid = os.fork()
-    if not pid:
-        code = 70
-        try:
-            os.setsid()  # no terminal to ask for a key
-            for number, stream in enumerate(streams):
-                os.dup2(stream.fileno(), number)
-            sys.stdin, sys.stdout, sys.stderr = (
-                open(i, "r" if i == 0 else "w", closefd=False) for i in range(3))
-            os.chdir(folder)
-            sys.argv = ["stego.py", *map(str, words)]
-            torch.set_num_threads(1)
-            tqdm.set_lock(threading.RLock())  # who is killed while it holds ours leaves us waiting
-            signal.alarm(60)
-            own = os.path.abspath("tmp")
-            tempfile.tempdir = temporary or (own if os.path.isdir(own) else None)
-            if largest:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-            runpy.run_path(STEGO, run_name="__main__")
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1 if stop.code else 0
-            if isinstance(stop.code, str):
-                print(stop.code, file=sys.stderr)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            for stream in (sys.stdout, sys.stderr):
-                stream.flush()
-            os._exit(code)
-    return pid, streams
-
-
-def finish(pid, streams):
-    """(exit code, stdout, stderr) of a process that `launch` began."""
-    status = os.waitpid(pid, 0)[1]
-    assert not os.WIFSIGNALED(status), "killed, as after a hang"
-    for stream in streams:
-        stream.seek(0)
-    texts = [stream.read().decode(errors="replace") for stream in streams[1:]]
-    return os.waitstatus_to_exitcode(status), *texts
+    """`python stego.py WORDS` at work in a folder: Running. `temporary` is the folder for temporary
+    files, by default the `tmp` in `folder`, if there is one; `largest` is the size in bytes that a
+    file can have."""
+    own = os.path.join(folder, "tmp")
+    return Running(STEGO, *words, cwd=folder, stdin=stdin,
+                   temporary=temporary or (own if os.path.isdir(own) else None),
+                   limits={resource.RLIMIT_FSIZE: largest} if largest else {})
 
 
 def run_stego(folder, *words, **more):
-    """(exit code, stdout, stderr) of `python stego.py WORDS` in a folder."""
-    return finish(*launch(folder, *words, **more))
+    """What `python stego.py WORDS` in a folder leaves: Done."""
+    return launch(folder, *words, **more).finish()
 
 
 def printed_snrs(text):
@@ -243,12 +202,6 @@ def refused(folder, words, expected, **more):
 
 # ---------------------------------------------------------------- train.py
 
-def train_command(*flags, module="train"):
-    """The command of train.py, from anywhere, or of a module, in ROOT."""
-    script = [TRAIN] if module == "train" else ["-m", module]
-    return [sys.executable, *script, *map(str, flags)]
-
-
 def train(*flags, main=train_main):
     """Run train.py, or another main, in this process, which has loaded torch already."""
     torch.set_num_threads(1)
@@ -257,10 +210,7 @@ def train(*flags, main=train_main):
 
 def begun(folder, *flags, module="train"):
     """A long run that has written its first rows, in a session of its own."""
-    flags = [*flags, "--steps", 10000, "--out_dir", folder]
-    process = subprocess.Popen(train_command(*flags, module=module), cwd=ROOT, text=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                               start_new_session=True)
+    process = Running("-m", module, *flags, "--steps", 10000, "--out_dir", folder)
     wait_for_rows(process, folder)
     return process
 

@@ -4,8 +4,8 @@ import csv
 import os
 import re
 import signal
-import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ import evaluate
 from evaluation import scores
 from evaluation.speed import measure_speed
 from helpers import INN, ROOT, python, voice, voices
+from running import Running
 
 
 def run(*words):
@@ -119,13 +120,13 @@ def test_csv_is_written_although_stdout_is_closed(tmp_path, paths, closed):
 
 def test_a_signal_ends_the_run_in_one_line(tmp_path, paths):
     (tmp_path / "tmp").mkdir()
-    environment = os.environ | {"TMPDIR": str(tmp_path / "tmp")}
-    process = subprocess.Popen([sys.executable, *command(paths, "--attacks")], text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
-    assert process.stdout.readline().startswith("pairs: 1")  # then it is at work
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate()
-    assert (process.returncode, err) == (1, "error: interrupted\n")
+    process = Running(*command(paths, "--attacks"), temporary=str(tmp_path / "tmp"))
+    while not os.listdir(tmp_path / "tmp"):
+        assert process.poll() is None, process.finish()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    code, _, err = process.finish()
+    assert (code, err) == (1, "error: interrupted\n")
     assert not os.listdir(tmp_path / "tmp")
 
 

@@ -3,6 +3,7 @@
 import errno
 import multiprocessing
 import os
+import resource
 import signal
 import stat
 import struct
@@ -21,7 +22,6 @@ from helpers import (
     LATTICE,
     STEGO,
     all_end,
-    finish,
     launch,
     members,
     python,
@@ -29,6 +29,7 @@ from helpers import (
     voice,
 )
 from helpers import run_stego as run
+from running import Running
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_names(folder, name):
 def test_another_locale(folder):
     os.rename(folder / "cover.wav", folder / "täke.wav")
     done = python(STEGO, "hide", "täke.wav", "secret.wav", "-o", "öut.wav", cwd=folder,
-                  LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+                  shell="exec {}", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
     assert done.returncode == 0 and done.stderr == "" and (folder / "öut.wav").exists()
 
 
@@ -77,8 +78,8 @@ def test_an_awkward_rate(folder):
     """44,101 and 48,000 have no common factor: a kernel of all their phases would take 8 GB."""
     soundfile.write(folder / "cover.wav", voice(1, 48000, 1), 48000)
     soundfile.write(folder / "secret.wav", voice(0.5, 44101, 2), 44101)
-    limited = "ulimit -v 6000000; exec {}"  # KiB; torch itself takes most of that
-    done = python(STEGO, *HIDE, "--model", LATTICE, cwd=folder, shell=limited)
+    limits = {resource.RLIMIT_AS: 6 << 30}  # torch itself takes most of that
+    done = Running(STEGO, *HIDE, "--model", LATTICE, cwd=folder, limits=limits).finish()
     assert done.returncode == 0, done.stderr
 
 
@@ -87,23 +88,23 @@ def test_an_awkward_rate(folder):
 def test_a_file_that_appears_meanwhile_is_kept(folder):
     """Also if two processes hide into one output at once: one of them fails."""
     running = [launch(folder, *HIDE) for _ in range(2)]
-    codes, _, errors = zip(*(finish(*each) for each in running))
+    codes, _, errors = zip(*(each.finish() for each in running))
     assert sorted(codes) == [0, 1] and "out.wav exists" in errors[codes.index(1)]
     soundfile.write(folder / "cover.wav", np.tile(voice(1, 16000, 1), 60), 16000)
-    pid, streams, _ = started(folder, "late.wav")
+    process, _ = started(folder, "late.wav")
     (folder / "late.wav").write_text("precious")
-    code, _, err = finish(pid, streams)
+    code, _, err = process.finish()
     assert code == 1 and "late.wav exists by now; give another name, or --overwrite" in err
     assert (folder / "late.wav").read_text() == "precious"
     assert sorted(os.listdir(folder)) == ["cover.wav", "late.wav", "out.wav", "secret.wav", "tmp"]
 
 
 def started(folder, output="out.wav"):
-    """A hide that is at work on its output: its number, its streams, its temporary file."""
-    pid, streams = launch(folder, *HIDE[:-1], output)
+    """A hide that is at work on its output, and the name of its temporary file."""
+    process = launch(folder, *HIDE[:-1], output)
     while not (found := [name for name in os.listdir(folder) if name.startswith(output + ".")]):
         time.sleep(0.001)
-    return pid, streams, found[0]
+    return process, found[0]
 
 
 def test_overwrite_keeps_mode_and_link(folder):
@@ -117,11 +118,8 @@ def test_overwrite_keeps_mode_and_link(folder):
     assert stat.S_IMODE(os.stat(folder / "sub" / "old.wav").st_mode) == 0o640
     assert os.listdir(folder / "sub") == ["old.wav"]
     assert soundfile.info(folder / "sub" / "old.wav").frames == 16000
-    before = os.umask(0o027)
-    try:
-        assert run(folder, *HIDE[:-1], "new.wav")[0] == 0
-    finally:
-        os.umask(before)
+    done = python(STEGO, *HIDE[:-1], "new.wav", cwd=folder, shell="umask 027; exec {}")
+    assert done.returncode == 0
     assert stat.S_IMODE(os.stat(folder / "new.wav").st_mode) == 0o640
 
 
@@ -240,13 +238,13 @@ def test_too_little_memory(long):
     (signal.SIGHUP, os.killpg), (signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)], ids=str)
 def test_signals_leave_nothing(long, number, send):
     """To all processes or one, at any moment."""
-    pid, streams, output = started(long)
+    process, output = started(long)
     assert stat.S_IMODE(os.stat(long / output).st_mode) == 0o600
     inside, = os.listdir(long / "tmp")
     assert stat.S_IMODE(os.stat(long / "tmp" / inside).st_mode) == 0o700
     for _ in range(2):  # as a terminal that is closed does
-        send(pid, number)
-    code, _, err = finish(pid, streams)
+        send(process.pid, number)
+    code, _, err = process.finish()
     assert (code, err) == (1, "error: interrupted\n")
     assert sorted(os.listdir(long)) == ["cover.wav", "secret.wav", "tmp"]
     assert not os.listdir(long / "tmp")
@@ -254,9 +252,9 @@ def test_signals_leave_nothing(long, number, send):
 
 @pytest.mark.slow
 def test_stale_temporary_files_are_removed(long):
-    pid, _, output = started(long)
-    os.killpg(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    process, output = started(long)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.finish()
     assert output in os.listdir(long) and len(os.listdir(long / "tmp")) == 1
     for name in ("cover", "secret"):
         soundfile.write(long / f"{name}.wav", voice(1, 16000, 5), 16000)
@@ -269,14 +267,14 @@ def test_stale_temporary_files_are_removed(long):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there are no workers")
 def test_workers_go_when_only_their_parent_is_killed(long):
-    pid, _, _ = started(long)
+    process, _ = started(long)
     end = time.monotonic() + 60
-    while len(members(pid)) < 2 and time.monotonic() < end:
+    while len(members(process.pid)) < 2 and time.monotonic() < end:
         time.sleep(0.001)
-    assert len(members(pid)) > 1
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    assert all_end(pid)
+    assert len(members(process.pid)) > 1
+    os.kill(process.pid, signal.SIGKILL)
+    process.finish()
+    assert all_end(process.pid)
 
 
 KILLED_EARLY = """
@@ -302,10 +300,10 @@ def test_workers_go_when_their_parent_is_killed_before_they_have_started():
 
 
 def test_a_folder_in_use_is_left_alone(long):
-    pid, streams, _ = started(long)
+    process, _ = started(long)
     inside, = os.listdir(long / "tmp")
     for name in ("cover", "secret"):
         soundfile.write(long / f"short {name}.wav", voice(1, 16000, 5), 16000)
     assert run(long, "hide", "short cover.wav", "short secret.wav", "-o", "other.wav")[0] == 0
     assert inside in os.listdir(long / "tmp")
-    assert finish(pid, streams)[0] == 0
+    assert process.finish()[0] == 0

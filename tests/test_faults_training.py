@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import shutil
 import signal
 
@@ -23,6 +24,7 @@ from helpers import (
     python,
     train,
 )
+from running import Running
 from train import main
 from training import data as data_module
 
@@ -100,12 +102,12 @@ def test_two_runs_do_not_share_a_folder(speech, tmp_path):
     with pytest.raises(SystemExit, match="another run is at work in it; give another --out_dir"):
         train("--out_dir", tmp_path, "--resume")
     os.killpg(process.pid, signal.SIGHUP)  # its terminal is closed: it saves, and gives way
-    assert "go on with --resume" in process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + signal.SIGHUP
+    done = process.finish()
+    assert done.returncode == 128 + signal.SIGHUP and "go on with --resume" in done.stderr
     assert checkpoint.read(tmp_path / "last.pt")["training"]["step"] >= 4
     process = begun(tmp_path, *flags, "--resume")
-    process.kill()
-    process.communicate()
+    os.kill(process.pid, signal.SIGKILL)
+    process.finish()
 
 
 def test_a_finished_run_has_nothing_to_resume(speech, tmp_path, capsys):
@@ -164,9 +166,9 @@ def test_data_lost_in_mid_run(speech, tmp_path, flag):
         more = ["--val_pairs", 1]
     process = begun(tmp_path / "run", flag, folder, *TINY, *more)
     shutil.rmtree(folder)
-    errors = process.communicate(timeout=60)[1]
+    code, _, errors = process.finish()
     step = checkpoint.read(tmp_path / "run" / "last.pt")["training"]["step"]
-    assert process.returncode == 1 and len(errors.splitlines()) == 1, errors
+    assert code == 1 and len(errors.splitlines()) == 1, errors
     assert f"last.pt is of step {step}, go on with --resume" in errors
 
 
@@ -176,9 +178,9 @@ def test_folders_that_take_no_files(speech, tmp_path):
     train("--data_dir", speech, *TINY, "--steps", 2, "--out_dir", tmp_path / "a")
     size = (tmp_path / "a" / "last.pt").stat().st_size
     (tmp_path / "file").touch()
-    for name, blocks in (("b", 1), ("c", size // 1024 - 1), ("file/x", 1 << 30)):
-        done = python(TRAIN, "--data_dir", speech, *TINY, "--steps", 2, "--out_dir", name,
-                      cwd=tmp_path, shell=f"ulimit -f {blocks}; exec {{}}")
+    for name, largest in (("b", 1000), ("c", size - 1000), ("file/x", 1 << 30)):
+        done = Running(TRAIN, "--data_dir", speech, *TINY, "--steps", 2, "--out_dir", name,
+                       cwd=tmp_path, limits={resource.RLIMIT_FSIZE: largest}).finish()
         assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
         assert done.stderr.startswith(f"error: {name}")
         assert "; is there room, and the right" in done.stderr

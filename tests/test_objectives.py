@@ -19,18 +19,18 @@ from files import checkpoint
 from helpers import (
     EVERYTHING,
     QUICK,
-    ROOT,
     SHORT,
     TINY,
     TINY_PAPER,
+    TRAIN,
     gradients,
     metrics,
     train,
-    train_command,
     voices,
     wait_for_rows,
 )
 from lattice.train import table_settings
+from running import Running
 from training import noise
 from training.losses import LappedObjective, recompute, snr, term_names
 from wavlm_loss import WavLMLoss
@@ -111,7 +111,7 @@ PORTS = filter(is_free, itertools.count(10000 + 37 * os.getpid() % 20000))
 
 def torchrun(count, *flags):
     return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count),
-            "--master_port", str(next(PORTS)), os.path.join(ROOT, "train.py"), *map(str, flags)]
+            "--master_port", str(next(PORTS)), TRAIN, *map(str, flags)]
 
 
 def after_noise(path, decibel):
@@ -233,11 +233,10 @@ def test_another_number_of_processes_goes_on(speech, tmp_path):
     assert "last.pt is of step" in (errors := process.communicate(timeout=60)[1]), errors
     saved = checkpoint.read(tmp_path / "last.pt")["training"]
     assert 4 <= saved["step"] < 1_000_000 and max(saved["used"]) == 4 * saved["step"]
-    again = train_command("--data_dir", speech, *TINY, "--out_dir", tmp_path, "--resume")
-    process = subprocess.Popen(again, stderr=subprocess.PIPE, text=True)
+    process = Running(TRAIN, "--data_dir", speech, *TINY, "--out_dir", tmp_path, "--resume")
     wait_for_rows(process, tmp_path, saved["step"] // 2 + 2)
-    process.send_signal(signal.SIGTERM)
-    assert "go on with --resume" in process.communicate(timeout=60)[1]
+    os.kill(process.pid, signal.SIGTERM)
+    assert "go on with --resume" in process.finish().stderr
     again = checkpoint.read(tmp_path / "last.pt")["training"]
     assert max(again["used"]) - max(saved["used"]) == 2 * (again["step"] - saved["step"]) > 0
 

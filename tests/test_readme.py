@@ -17,7 +17,7 @@ def test_python_runs_with_two_files_copied(tmp_path):
     for name in ("wavinwav.py", "models/wavinwav.pt"):
         shutil.copy(os.path.join(ROOT, name), tmp_path)
     program = "".join(blocks) + "assert (secret_ - secret).norm() < 0.1 * secret.norm()"
-    done = python("-c", program, cwd=tmp_path)
+    done = python("-c", program, cwd=tmp_path, shell="exec {}")
     assert done.returncode == 0, done.stderr
 
 

@@ -99,8 +99,8 @@ def test_killed_and_resumed_ends_as_uninterrupted(data, tmp_path, request, capsy
 def test_a_signal_saves_between_checkpoints(speech, tmp_path, module, flags, number, send):
     process = begun(tmp_path, "--data_dir", speech, *flags, "--save_every", 5000, module=module)
     send(process.pid, number)
-    errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + number and "Traceback" not in errors
+    code, _, errors = process.finish()
+    assert code == 128 + number and "Traceback" not in errors
     assert errors.splitlines()[-1].startswith("stopped; ") and "--resume" in errors
     assert checkpoint.read(tmp_path / "last.pt")["training"]["step"] >= 4
 
@@ -109,8 +109,8 @@ def test_a_signal_saves_between_checkpoints(speech, tmp_path, module, flags, num
 def test_loaders_die_with_their_parent(speech, tmp_path):
     process = begun(tmp_path, "--data_dir", speech, *TINY, "--workers", 2)
     assert len(members(process.pid)) >= 3, "two loaders, or the rest would show nothing"
-    process.kill()
-    process.communicate()
+    os.kill(process.pid, signal.SIGKILL)
+    process.finish()
     assert all_end(process.pid)
 
 
