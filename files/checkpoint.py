@@ -14,6 +14,7 @@ import re
 import shutil
 import stat
 import tempfile
+import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -123,7 +124,8 @@ def save(model: nn.Module, path: str | os.PathLike, **extra):
 
 def read(path: str | os.PathLike) -> dict:
     """What `save` wrote, on the CPU. Raises OSError, or ValueError naming the file."""
-    with open(path, "rb") as file:
+    with open(path, "rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of a pickle that is refused below
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file raises one of half a dozen types
