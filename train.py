@@ -18,8 +18,6 @@ The loss is W_STEGO L(cover, stego) + W_COVER L(cover, cover^) + W_SECRET L(secr
 
 A pair of crops and its random numbers depend on --seed and the pair's number alone, so a run that
 is killed and resumed ends as it would have without, however many processes share a batch.
-
-Shapes: B pairs in this process's batch, T samples.
 """
 
 import files.start  # noqa: F401
@@ -46,10 +44,10 @@ from discriminator import Adversary
 from files import checkpoint
 from files.command import noting_signals, tell
 from training import data, processes
-from training.flags import Common, read
-from training.losses import LappedObjective, Objective, recompute, term_names
+from training.flags import Common, read, useful
+from training.losses import LappedObjective, Objective, recompute, term_names, weigh
 from training.processes import RANK, WORLD, run, set_up, stop, sum_of_all
-from training.record import Record
+from training.record import Record, stop_if_broken
 from wavlm_loss import WavLMLoss
 
 
@@ -127,41 +125,6 @@ PRESETS = {
 }
 DEFAULTS = {preset: asdict(NETWORKS[preset]()) | PRESETS[preset] for preset in PRESETS}
 LONGEST_WINDOW = 2048  # samples, of the STFTs; that of the losses is half reflected at both ends
-MOST_SKIPPED = 20  # steps in a row
-EXPLODED = 1e6  # a loss; those of all presets begin below 100, so these weights have blown up
-
-
-def useful(flags):
-    """(names of flags, whether they have an effect, what they need to have one)."""
-    lapped = flags.preset in ("lapped", "robust")
-    losses = flags.w_stego or flags.w_cover or flags.w_secret
-    source = flags.robust_from or flags.init_from
-    return [
-        ("carriers stego_snr margin reserve", lapped, "--preset lapped or robust"),
-        ("levels", flags.preset == "robust", "--preset robust"),
-        ("blocks kernel recompute robust_from", not lapped, "--preset paper"),
-        ("sample_rate bands carriers levels blocks growth kernel clamp stego_snr margin reserve",
-         not source, f"a new network; that of {source} is as it is"),
-        ("wave stft snr wavlm_weight", losses, "--w_stego, --w_cover or --w_secret"),
-        ("stft_from", flags.stft, "--stft"),
-        ("snr_ceiling", flags.snr, "--snr"),
-        ("wavlm_source wavlm_distance", flags.wavlm_weight, "--wavlm_weight"),
-        ("adv_weight feat_weight disc_start disc_lr", flags.adversarial, "--adversarial"),
-        ("amp", not lapped or flags.adversarial, "--preset paper or --adversarial"),
-        ("robust_from", flags.noise and not flags.init_from, "--noise, and no --init_from"),
-    ]
-
-
-def weigh(flags, done=1.0):
-    """The weights of the losses, as `loss_terms` takes them, after this share of the run."""
-    w_stego, stft = flags.w_stego, flags.stft
-    if flags.w_stego_end:
-        w_stego += (flags.w_stego_end - w_stego) * min(1, 2 * done)
-    if flags.stft_from:
-        stft *= min(1, max(1e-6, (done - flags.stft_from) / 0.4))
-    return {"stego": w_stego, "cover": flags.w_cover, "secret": flags.w_secret,
-            "z": flags.w_z, "wave": flags.wave, "stft": stft, "snr": flags.snr,
-            "wavlm": flags.wavlm_weight}
 
 
 def learning_rate(step, flags):
@@ -208,13 +171,13 @@ def main(argv=None):
     torch.manual_seed(flags.seed)
     with processes.faults_in_one_line():
         model = make_model(flags, resumed)
-        rate = model.config.sample_rate
         least = LONGEST_WINDOW if flags.adversarial else LONGEST_WINDOW // 2 + 1
         opened = data.open_data(flags, model.config, least)
         wavlm = adversary = None
         if flags.wavlm_weight:
             with processes.first_process_first():  # it downloads the weights for the others
-                wavlm = WavLMLoss(flags.wavlm_source, None, flags.wavlm_distance, rate, device)
+                wavlm = WavLMLoss(flags.wavlm_source, None, flags.wavlm_distance,
+                                  model.config.sample_rate, device)
         objective = (LappedObjective if isinstance(model, wavinwav.LappedINN) else Objective)(
             model, flags.seed, amp, flags.noise, wavlm, flags.snr_ceiling)
         if not (resumed or flags.init_from or flags.robust_from):
@@ -360,13 +323,7 @@ def fit(flags, resumed, objective, opened, device, precision="fp32", terms=(), w
                 means = (sums[:-1] / sums[-1]).tolist()
                 window.zero_()
                 total, in_a_row, _ = skipped.tolist()
-                if in_a_row >= MOST_SKIPPED:
-                    stop(f"{in_a_row:.0f} steps in a row were skipped, up to step {done}, since "
-                         "their gradient was not finite or too large: try a lower --lr, other "
-                         "weights of the losses, or --amp fp32")
-                if abs(means[0]) > EXPLODED:
-                    stop(f"the loss has exploded, to {means[0]:.3g} at step {done}: try a lower "
-                         "--lr, or --spike 5")
+                stop_if_broken(done, means[0], in_a_row)
                 bad = sum_of_all(torch.tensor(unusable)).item()
                 row = dict(zip(measured, means), step=done, lr=lr, skipped=total, unusable=bad)
                 if done % flags.val_every == 0 or done == flags.steps:

@@ -167,6 +167,27 @@ def read(cls, presets, description, argv=None, needs=lambda flags: []):
     return flags, resumed, parser.error
 
 
+def useful(flags):
+    """(names of train.py's flags, whether they have an effect, what they need to have one)."""
+    lapped = flags.preset in ("lapped", "robust")
+    losses = flags.w_stego or flags.w_cover or flags.w_secret
+    source = flags.robust_from or flags.init_from
+    return [
+        ("carriers stego_snr margin reserve", lapped, "--preset lapped or robust"),
+        ("levels", flags.preset == "robust", "--preset robust"),
+        ("blocks kernel recompute robust_from", not lapped, "--preset paper"),
+        ("sample_rate bands carriers levels blocks growth kernel clamp stego_snr margin reserve",
+         not source, f"a new network; that of {source} is as it is"),
+        ("wave stft snr wavlm_weight", losses, "--w_stego, --w_cover or --w_secret"),
+        ("stft_from", flags.stft, "--stft"),
+        ("snr_ceiling", flags.snr, "--snr"),
+        ("wavlm_source wavlm_distance", flags.wavlm_weight, "--wavlm_weight"),
+        ("adv_weight feat_weight disc_start disc_lr", flags.adversarial, "--adversarial"),
+        ("amp", not lapped or flags.adversarial, "--preset paper or --adversarial"),
+        ("robust_from", flags.noise and not flags.init_from, "--noise, and no --init_from"),
+    ]
+
+
 def check(flags, given, needs, error):
     """Call error(message) for flags that are out of range, or have no effect.
 

@@ -51,6 +51,18 @@ def term_names(weights):
     return names + ["z"] * bool(weights["z"])
 
 
+def weigh(flags, done=1.0):
+    """The weights of the losses, as `loss_terms` takes them, after this share of the run."""
+    w_stego, stft = flags.w_stego, flags.stft
+    if flags.w_stego_end:
+        w_stego += (flags.w_stego_end - w_stego) * min(1, 2 * done)
+    if flags.stft_from:
+        stft *= min(1, max(1e-6, (done - flags.stft_from) / 0.4))
+    return {"stego": w_stego, "cover": flags.w_cover, "secret": flags.w_secret,
+            "z": flags.w_z, "wave": flags.wave, "stft": stft, "snr": flags.snr,
+            "wavlm": flags.wavlm_weight}
+
+
 def loss_terms(waves, r, weights, snr_ceiling, wavlm=None):
     """The weighted terms of the loss, by name; their sum is the loss.
 

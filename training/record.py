@@ -15,6 +15,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+MOST_SKIPPED = 20  # steps in a row
+EXPLODED = 1e6  # a loss; those of all presets begin below 100, so these weights have blown up
 locks = []  # files that stay open, and locked, while the process lives
 
 
@@ -38,6 +40,16 @@ def refuse_another_run(folder):
         path = os.path.join(folder, name)
         if os.path.exists(path):
             stop(f"{path} exists: {remedy}, or give another --out_dir")
+
+
+def stop_if_broken(step, loss, in_a_row):
+    """End the run if the loss has exploded, or many steps in a row were skipped."""
+    if in_a_row >= MOST_SKIPPED:
+        stop(f"{in_a_row:.0f} steps in a row were skipped, up to step {step}, since their gradient "
+             "was not finite or too large: try a lower --lr, other weights of the losses, or "
+             "--amp fp32")
+    if abs(loss) > EXPLODED:
+        stop(f"the loss has exploded, to {loss:.3g} at step {step}: try a lower --lr, or --spike 5")
 
 
 class Record:
