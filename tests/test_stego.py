@@ -11,6 +11,7 @@ import torch
 
 import stego
 from files import sound
+from files.parts import InnMethod
 from files.resample import resample
 from helpers import (
     COVER,
@@ -136,14 +137,16 @@ def test_pipes(folder):
     assert done.returncode == 0 and soundfile.info(folder / "found.wav").frames == 8000
 
 
-def test_pieces_and_processes_do_not_matter(tmp_path, monkeypatch):
+@EITHER
+def test_pieces_and_processes_do_not_matter(tmp_path, monkeypatch, model):
     """The same samples from several processes that read small pieces, and from one that reads all
     at once. The secret is resampled on the way."""
     monkeypatch.setattr(parts, "PART_SEGMENTS", 30)
+    monkeypatch.setattr(InnMethod, "part", 20000)
     x, y = np.stack([voice(4, 16000, 1), 0.5 * voice(4, 16000, 2)], 1) / 2, voice(3.9, 22050, 3)
     soundfile.write(tmp_path / "cover.wav", x, 16000)
     soundfile.write(tmp_path / "secret.wav", y, 22050)
-    model = stego.load_model(LATTICE)
+    model = stego.load_model(model)
     paths, results = four(tmp_path), []
     for cores, at_once in ((2, 10 * SEGMENT), (1, 1 << 20)):
         monkeypatch.setattr(os, "cpu_count", lambda: cores)
