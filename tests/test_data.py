@@ -9,8 +9,9 @@ import soundfile
 import torch
 
 from files.command import StegoError
-from helpers import TINY, metrics, train, voice
+from helpers import voice
 from training import data
+from trainings import TINY, metrics, train
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ import soundfile
 import evaluate
 from evaluation import scores
 from evaluation.speed import measure_speed
-from helpers import INN, ROOT, python, voice, voices
-from running import Running
+from helpers import INN, voice, voices
+from running import ROOT, Running, python
 
 
 def run(*words):

@@ -4,10 +4,8 @@ import contextlib
 import os
 import pickle
 import pty
-import random
 import re
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -15,8 +13,8 @@ import soundfile
 import torch
 
 import stego
-from files import sound
-from helpers import HIDE, INN, LATTICE, ROOT, run_stego, voice
+from helpers import INN, LATTICE, voice
+from running import HIDE, ROOT, run_stego
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +31,7 @@ def folder(tmp_path_factory):
     write("cover2.wav", np.stack([cover, 0.5 * voice(1, 16000, 3)], 1))
     (folder / "text.wav").write_text("not audio")
     (folder / "empty.wav").write_bytes(b"")
-    write("none.wav", np.zeros(0))
-    for name in ("cover", "secret"):
-        (folder / f"cut_{name}.wav").write_bytes((folder / f"{name}.wav").read_bytes()[:9000])
+    (folder / "cut_cover.wav").write_bytes((folder / "cover.wav").read_bytes()[:9000])
     (folder / "head.wav").write_bytes((folder / "cover.wav").read_bytes()[:44])
     write("flac.flac", cover)
     (folder / "cut.flac").write_bytes((folder / "flac.flac").read_bytes()[:12000])
@@ -44,9 +40,7 @@ def folder(tmp_path_factory):
     write("small.wav", cover[:2560])
     write("one.wav", cover[:1])
     write("65537.wav", secret, 65537)
-    write("700000.wav", secret, 700000)
     write("long.wav", voice(1.5, 16000, 4))
-    write("slow.wav", voice(1.5, 8000, 4), 8000)
     (folder / "sub").mkdir()
     (folder / "precious.wav").write_text("precious")
     (folder / "key").write_text("open sesame\n")
@@ -112,12 +106,10 @@ FAULTS = [
     (hiding(secret="/dev/zero"), "/dev/zero is a folder, a pipe or a device"),
     ((*HIDE[:-1], "pipe.wav", "--overwrite"), "it is not a file"),
     (hiding("empty.wav"), "empty.wav cannot be read as audio"),
-    (hiding("none.wav"), "none.wav has no samples"),
     (hiding("head.wav"), "head.wav has no samples"),
     (hiding("text.wav"), "text.wav cannot be read as audio"),
     (hiding("cut_cover.wav"),
      "cut_cover.wav is cut off: audio is missing at its end; get the whole file"),
-    (hiding(secret="cut_secret.wav"), "cut_secret.wav is cut off"),
     (hiding("cut.flac"), "cut.flac (is cut|cannot be read)"),
     (hiding("three.wav"),
      "three.wav has 3 channels, and one or two can be used; mix it down first"),
@@ -130,7 +122,6 @@ FAULTS = [
     (hiding(secret="long.wav"),
      "long.wav lasts 1.500 s, longer than its cover's 1.000 s by 8000 samples; cut it, or take a "
      "longer cover"),
-    (hiding(secret="slow.wav"), "slow.wav lasts 1.500 s, longer than its cover's"),
     (hiding("-", "-"), "cover and secret cannot both be the standard input"),
     (hiding("-"), "- cannot be read as audio"),
     ((*HIDE[:-1], "precious.wav"), "precious.wav exists; give another name, or --overwrite"),
@@ -139,7 +130,6 @@ FAULTS = [
      "out.mp3: only WAV and FLAC keep every sample as it is; give a name"),
     ((*HIDE[:-1], "out"), "out: only WAV and FLAC"),
     (("hide", "65537.wav", "65537.wav", "-o", "out.flac"), "FLAC has no rate of 65537 Hz"),
-    (("hide", "700000.wav", "700000.wav", "-o", "out.flac"), "FLAC has no rate of 700000 Hz"),
     ((*HIDE, "--snr", "nan"), "--snr nan makes no sense; give a number from 0 to 120"),
     ((*HIDE, "--snr", "loud"),
      "argument --snr: invalid float value: 'loud'; see stego.py hide --help"),
@@ -156,7 +146,6 @@ FAULTS = [
     ((*HIDE, "--key-file", "blank"), "blank is empty; write a passphrase into it"),
     ((*HIDE, "--key-file", "UTF-16"), "UTF-16 is UTF-16; save it as UTF-8"),
     ((*HIDE, "--key-file", "/dev/zero"), "/dev/zero has more than 65536 bytes"),
-    (revealing("good.wav", "--key-file", "blank"), "blank is empty; write a passphrase into it"),
     ((*HIDE, "--key"), "there is nobody to ask for a key; give --key-file"),
     (("hide", "cover.wav", "secret.wav"), "the following arguments are required: -o/--output"),
     ((), "the following arguments are required: command"),
@@ -260,35 +249,3 @@ def test_force_reveals_what_is_left(folder):
     assert code == 0 and "1.00 s revealed" in out, "an INN needs no header"
     assert "scaled.wav has no header; a secret is assumed, since its samples cluster by" in err
     os.remove(folder / "forced.wav")
-
-
-@pytest.mark.slow
-def test_fuzz(folder, tmp_path):
-    """300 random mutations of stego files and of models: each works or is refused, in time."""
-    rng, refused = random.Random(0), 0
-    sources = [(None, ".pt", open(path, "rb").read()) for path in (LATTICE, LATTICE, INN)]
-    for model in (stego.load_model(LATTICE), stego.load_model(INN)):
-        for kind in (".wav", ".flac"):
-            cover, out = str(tmp_path / f"cover{kind}"), tmp_path / f"stego{kind}"
-            soundfile.write(cover, soundfile.read(folder / "cover.wav")[0][:3000], 16000)
-            stego.hide(cover, str(folder / "one.wav"), str(out), model, overwrite=True)
-            sources.append((model, kind, out.read_bytes()))
-    for i in range(300):
-        model, kind, content = sources[i % len(sources)]
-        data, path, start = bytearray(content), tmp_path / f"mutant{kind}", time.monotonic()
-        for _ in range(rng.choice((1, 1, 2, 10))):
-            place = rng.randrange(min(len(data), rng.choice((16, 64, 1000, len(data)))))
-            data[place:place + 4] = rng.choice((
-                b"", b"\0\0\0\0", b"\xff\xff\xff\x7f", b"\0\0\0\x80", rng.randbytes(4)))
-        path.write_bytes(data[:rng.choice((len(data), rng.randrange(50, len(data))))])
-        try:
-            if model is None:
-                stego.load_model(str(path))
-            else:
-                stego.reveal(str(path), str(tmp_path / "out.wav"), model, force=bool(i & 8),
-                             overwrite=True)
-        except sound.StegoError as error:
-            refused += 1
-            assert len(str(error).splitlines()) == 1 and str(path) in str(error)
-        assert time.monotonic() < start + 20
-    assert refused > 150

@@ -11,12 +11,13 @@ import stego
 from files import container
 from files.command import StegoError
 from files.container import DENSE, Cipher, Header
-from helpers import INN, LATTICE, refused, voice
-from helpers import run_stego as run
+from helpers import INN, LATTICE, voice
 from lattice.cells import word_starts, write_words
 from lattice.lattice import Mode
 from lattice.parts import join_streams, parts_of
 from lattice.widths import choose_widths, noise_floors
+from running import refused
+from running import run_stego as run
 
 
 def craft(folder, model, *, stego_channels=1, **fields):

@@ -16,20 +16,9 @@ import soundfile
 
 import stego
 from files.command import StegoError
-from helpers import (
-    HIDE,
-    INN,
-    LATTICE,
-    STEGO,
-    all_end,
-    launch,
-    members,
-    python,
-    refused,
-    voice,
-)
-from helpers import run_stego as run
-from running import Running
+from helpers import INN, LATTICE, voice
+from running import HIDE, STEGO, Running, all_end, launch, members, python, refused
+from running import run_stego as run
 
 
 @pytest.fixture

@@ -13,20 +13,11 @@ import torch
 
 import wavinwav
 from files import checkpoint
-from helpers import (
-    INN,
-    LATTICE,
-    QUICK,
-    TINY,
-    TRAIN,
-    begun,
-    metrics,
-    python,
-    train,
-)
-from running import Running
+from helpers import INN, LATTICE
+from running import TRAIN, Running, python
 from train import main
 from training import data as data_module
+from trainings import QUICK, TINY, begun, metrics, train
 
 
 @pytest.fixture(scope="module")

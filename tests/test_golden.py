@@ -10,7 +10,8 @@ import pytest
 import soundfile
 
 import stego
-from helpers import INN, LATTICE, ROBUST, ROOT, voice
+from helpers import INN, LATTICE, ROBUST, voice
+from running import ROOT
 
 FOLDER = os.path.join(ROOT, "tests", "golden")
 MODELS = {"wavinwav": (INN, 25), "lattice": (LATTICE, 40), "robust": (ROBUST, 5)}  # dB, at least

@@ -8,7 +8,9 @@ import pytest
 import soundfile
 
 from evaluation import baselines
-from helpers import QUICK, ROOT, voice
+from helpers import voice
+from running import ROOT
+from trainings import QUICK
 
 FLAGS = *QUICK, "--steps", 1
 

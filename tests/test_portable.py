@@ -9,20 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from helpers import (
-    COVER,
-    HIDE,
-    LATTICE,
-    ROOT,
-    SECRET,
-    SHORT,
-    STEGO,
-    TINY,
-    TINY_LATTICE,
-    TINY_PAPER,
-    python,
-    voice,
-)
+from helpers import COVER, LATTICE, SECRET, voice
+from running import HIDE, ROOT, STEGO, python
+from trainings import SHORT, TINY, TINY_LATTICE, TINY_PAPER
 
 WITHOUT = """
 import ctypes, os, runpy, signal, sys, sysconfig

@@ -23,7 +23,7 @@ from files.sound import decibel
 from helpers import INN, LATTICE, ROBUST
 from wavinwav import Config, build
 
-EXAMPLES = int(os.environ.get("EXAMPLES", 50))  # of each of four models
+EXAMPLES = int(os.environ.get("EXAMPLES", 40))  # of each of four models
 RATES = (1, 11025, 16000, 44100, 44101, 48000, 192000, 516000, 655350, 655351, 1 << 31)
 FORMS = {"WAV": "PCM_16 PCM_24 PCM_32 PCM_U8 FLOAT DOUBLE ULAW ALAW GSM610 IMA_ADPCM MS_ADPCM",
          "FLAC": "PCM_S8 PCM_16 PCM_24", "AIFF": "PCM_16 PCM_S8 FLOAT", "AU": "PCM_16 FLOAT ALAW",

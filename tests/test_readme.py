@@ -5,7 +5,7 @@ import re
 import shutil
 import sys
 
-from helpers import ROOT, python
+from running import ROOT, python
 
 with open(os.path.join(ROOT, "README.md")) as file:
     README = file.read()

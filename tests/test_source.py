@@ -12,7 +12,8 @@ from files.command import StegoError
 from files.sound import decode, read_audio
 from files.source import open_audio
 from files.streams import private_folder
-from helpers import refused, run_stego, voice
+from helpers import voice
+from running import refused, run_stego
 from training.data import find_audio
 
 RATE = 22050  # MPEG-2: 576 samples in a frame

@@ -13,25 +13,11 @@ import stego
 from files import sound
 from files.parts import InnMethod
 from files.resample import resample
-from helpers import (
-    COVER,
-    HIDE,
-    INN,
-    LATTICE,
-    ROOT,
-    SECRET,
-    STEGO,
-    file_snr,
-    four,
-    printed_snrs,
-    python,
-    run_stego,
-    voice,
-    voices,
-)
+from helpers import COVER, INN, LATTICE, SECRET, file_snr, four, printed_snrs, voice, voices
 from lattice import parts
 from lattice.lattice import Lattice
 from lattice.widths import SEGMENT
+from running import HIDE, ROOT, STEGO, python, run_stego
 
 EITHER = pytest.mark.parametrize("model", [LATTICE, INN], ids=["lattice", "INN"])
 

@@ -13,27 +13,24 @@ import torch
 
 import wavinwav
 from files import checkpoint
-from helpers import (
+from helpers import voice, voices
+from lattice import lattice
+from lattice.train import main as lattice_main
+from running import all_end, members, python
+from train import DEFAULTS, Flags, learning_rate, main
+from training.flags import read
+from trainings import (
     EVERYTHING,
     QUICK,
     TINY,
     TINY_LATTICE,
     TINY_PAPER,
-    all_end,
     begun,
-    members,
     metrics,
-    python,
     train,
     train_killed,
-    voice,
-    voices,
     weights,
 )
-from lattice import lattice
-from lattice.train import main as lattice_main
-from train import DEFAULTS, Flags, learning_rate, main
-from training.flags import read
 
 
 @pytest.fixture(scope="module")
@@ -259,38 +256,6 @@ def test_learning_rate(flags, expected):
     flags, *_ = read(Flags, DEFAULTS, "", words)
     for step, rate in expected.items():
         assert learning_rate(step, flags) == pytest.approx(rate)
-
-
-STRICT = """
-import sys, torch, train
-rate = train.learning_rate
-
-def strict(step, flags):
-    torch.cuda.set_sync_debug_mode("error" if 0 < step < 7 else "default")
-    return rate(step, flags)
-
-train.learning_rate = strict
-train.main(sys.argv[1:])
-"""
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("amp", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("preset", [TINY, TINY_PAPER], ids=["lapped", "paper"])
-def test_cuda(speech, tmp_path, preset, amp):
-    """Between two rows of metrics.csv no step waits for the device: torch raises where one would.
-    (The noise kind resample waits once, for its kernel.)"""
-    noise = "gaussian,speckle,lowpass,quantize,dropout,gain"
-    done = python("-c", STRICT, "--data_dir", speech, *preset, "--device", "cuda", "--amp", amp,
-                  "--noise", noise, "--adversarial", "--crop", 0.2, "--steps", 24,
-                  *"--log_every 8 --val_every 8 --save_every 8".split(), "--out_dir", tmp_path)
-    assert done.returncode == 0, done.stderr
-    skipped = int(metrics(tmp_path)[-1]["skipped"])
-    saved = checkpoint.read(tmp_path / "last.pt")["training"]
-    if amp == "fp16":  # whose GradScaler begins too high: some of the first steps may be skipped
-        assert saved["scaler"]["scale"] == 65536 / 2 ** skipped
-    else:
-        assert not saved["scaler"] and skipped == 0
 
 
 def test_loader_processes_give_the_same_run(speech, tmp_path):
