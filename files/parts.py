@@ -30,6 +30,7 @@ EXCERPT, EXCERPTS = 8192, 16  # frames, and how many of them decide the width of
 SEARCHED = 1 << 18  # frames in which cells are looked for, where the header is lost
 RATES = 16000, 8000, 22050, 24000, 32000, 44100, 48000  # Hz, that a stego may have had
 LEAST_SURE = 5  # standard deviations from chance that the found cells must be
+MOST_SPOILED = 0.1  # from where on what would be revealed has an SNR of some 3 dB at most
 
 
 def load_model(name):
@@ -191,9 +192,12 @@ class InnMethod(NetworkMethod):
         is no key. Raises NoSecret if none fit."""
         if key is not None:
             return None
-        setting, sure = find_code(self.model, self.read(decoded(SEARCHED), 0, SEARCHED))
+        setting, sure, spoiled = find_code(self.model, self.read(decoded(SEARCHED), 0, SEARCHED))
         if sure < LEAST_SURE:
             raise NoSecret("there is no header, and no trace of a secret without a key")
+        if spoiled > MOST_SPOILED:
+            raise NoSecret("there was a secret, but its header and too many samples were changed: "
+                           "nothing is left of it")
         stego = decoded()
         note(f"{stego.name} has no header; a secret is assumed, since its samples cluster by "
              f"{sure:.0f} standard deviations more than chance (at least {LEAST_SURE})")
@@ -203,8 +207,9 @@ class InnMethod(NetworkMethod):
 
 def find_code(model, x):
     """Estimate the cells of a stego [B, T] whose header is lost, from how its coefficients cluster
-    around their centres. Returns the packed setting, and by how many standard
-    deviations the cluster exceeds that of coefficients without cells."""
+    around their centres. Returns the packed setting; by how many standard deviations the cluster
+    exceeds that of coefficients without cells; and how many coefficients lie at the edges of their
+    cells, where hiding puts none, from 0 to 1 for as many as by chance."""
     x = model.split(lapped(x * FULL_SCALE, model.config.bands)).transpose(0, 1).flatten(1, 2)
     x = x[:, x.square().sum((0, 2)).argsort(descending=True)]  # loud frames are the clearest
 
@@ -223,12 +228,16 @@ def find_code(model, x):
         near = best + torch.linspace(-width, width, 65)
         best = near[together(near, 512, 3.5).argmax()]
     best = best.round()
-    phase = x[:, :2048] / model.cells(Setting.unpack(best[None]))[0]
+    cells, room, _ = model.cells(Setting.unpack(best[None]))
+    phase, room = x[:, :2048] / cells, room / cells
     far = phase.abs() > 3.5
+    edge = ((phase - phase.round()).abs() > room) & far
+    spoiled = edge.sum() / ((1 - 2 * room) * far).sum().clamp_min(1e-9)
     waves = (torch.cos(2 * math.pi * phase) * far).sum((0, 1, 2))
     counts = far.sum((0, 1, 2))
     bands = (waves / (counts / 2).clamp_min(1).sqrt()).clamp(-3, 3)  # a tone is in few of them
-    return best.item(), (bands.sum() / max(1, (counts > 0).sum()) ** 0.5).item()
+    sure = bands.sum() / max(1, (counts > 0).sum()) ** 0.5
+    return best.item(), sure.item(), spoiled.item()
 
 
 class RobustMethod(InnMethod):

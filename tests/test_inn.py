@@ -133,3 +133,17 @@ def test_force_finds_the_cells_where_the_header_is_lost(model, paths, snr_asked)
     stego.reveal(*paths[2:], model, force=True)
     secret, found = (signal(path)[:, 3000:] for path in (paths[1], paths[3]))
     assert snr(secret, found) > 25
+
+
+def test_force_refuses_cells_of_which_nothing_is_left(model, paths):
+    """Noise moves coefficients beyond the edges of their cells, though the cells show clearly."""
+    stego.hide(*paths[:3], model)
+    x = samples(paths[2])[0].double() / FULL_SCALE
+    for rms, left in ((2e-5, True), (1e-4, False)):
+        soundfile.write(paths[2], x + rms * torch.randn(len(x)), 16000)
+        if left:
+            stego.reveal(*paths[2:], model, force=True, overwrite=True)
+            assert snr(signal(paths[1]), signal(paths[3])) > 5
+        else:
+            with pytest.raises(StegoError, match="there was a secret, .* nothing is left of it"):
+                stego.reveal(*paths[2:], model, force=True, overwrite=True)
