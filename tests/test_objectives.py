@@ -2,10 +2,8 @@
 many processes."""
 
 import contextlib
-import itertools
 import os
 import signal
-import socket
 import subprocess
 import sys
 
@@ -81,19 +79,9 @@ def test_stego_and_secret_rise_together(bands):
     assert stego[-1] > max(5, stego[0]) and secret[-1] > max(3, secret[0])
 
 
-def is_free(port):
-    with socket.socket() as other:
-        return other.connect_ex(("localhost", port)) != 0
-
-
-# Below those that the system gives to whoever asks for any, and others in each process of pytest: a
-# port of the system's choice may be taken by the time that torchrun uses it.
-PORTS = filter(is_free, itertools.count(10000 + 37 * os.getpid() % 20000))
-
-
 def torchrun(count, *flags):
-    return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count),
-            "--master_port", str(next(PORTS)), TRAIN, *map(str, flags)]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
+            str(count), TRAIN, *map(str, flags)]
 
 
 def after_noise(path, decibel):

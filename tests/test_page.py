@@ -30,13 +30,8 @@ def folder(tmp_path_factory):
     return folder / "listen"
 
 
-@pytest.fixture(scope="module")
-def text(folder):
-    return (folder / "index.html").read_text()
-
-
-def test_every_element_is_closed(text):
-    still_open = []
+def test_every_element_is_closed(folder):
+    still_open, text = [], (folder / "index.html").read_text()
     for end, tag in re.findall(r"<(/?)([a-z]\w*)", text):
         if end:
             assert still_open.pop() == tag
@@ -45,7 +40,8 @@ def test_every_element_is_closed(text):
     assert not still_open
 
 
-def test_all_sounds_and_pictures_are_there(folder, text):
+def test_all_sounds_and_pictures_are_there(folder):
+    text = (folder / "index.html").read_text()
     players = re.findall(r'<audio .*src="([^"]+)" aria-label="([^"]+)"', text)
     assert len(players) == 2 * 4 * 4, "pairs, systems, sounds"
     sounds, labels = map(set, zip(*players))

@@ -41,9 +41,8 @@ class WavLM(nn.Module):
         x = x.transpose(0, 1)
         results = [(x, None)]
         for layer in self.encoder.layers[:output_layer]:
-            x = layer(x)
-            results.append((x, None))
-        x = x.transpose(0, 1)
+            results.append((layer(results[-1][0]), None))
+        x = results[-1][0].transpose(0, 1)
         return ((x, results) if ret_layer_results else x), padding_mask
 
 def wavlm_large(pretrained=True, progress=True, device="cuda"):
