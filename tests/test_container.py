@@ -117,6 +117,9 @@ def test_uniform_numbers():
         assert abs(phase) < 6 / (2 * len(x)) ** 0.5
     assert torch.equal(cipher.uniform(b"dither\0", 1000), x[:1000]), "a stream, whatever its length"
     assert not torch.equal(cipher.uniform(b"other\0", 1000), x[:1000])
+    keyed = [Cipher("k", bytes(16)), Cipher("l", bytes(16)), Cipher("k")]
+    streams = [each.uniform(b"dither\0", 1000) for each in (cipher, *keyed)]
+    assert len({stream.sum().item() for stream in streams}) == 4, "each key and nonce has its own"
 
 
 def test_fingerprint():

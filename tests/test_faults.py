@@ -40,6 +40,8 @@ def folder(tmp_path_factory):
     write("small.wav", cover[:2560])
     write("one.wav", cover[:1])
     write("65537.wav", secret, 65537)
+    for name, value in (("nan", np.nan), ("inf", np.inf), ("20000", 20000)):
+        write(f"{name}.wav", np.append(secret, value), subtype="FLOAT")
     write("long.wav", voice(1.5, 16000, 4))
     (folder / "sub").mkdir()
     (folder / "precious.wav").write_text("precious")
@@ -116,6 +118,9 @@ FAULTS = [
     (hiding("small.wav", "small.wav", "--snr", "90", "--model", LATTICE),
      "small.wav: the cover is too short for this secret; take a longer one, or a lower SNR"),
     (hiding(secret="long.wav"), "long.wav lasts 1.500 s, .* 1.000 s by 8000 samples; cut it, or"),
+    *((hiding(*words), f"{name}.wav has samples {expected}") for name, expected in (
+        ("nan", "that are NaN or inf"), ("inf", "that are NaN or inf"), ("20000", "of 20000 times"))
+      for words in ((f"{name}.wav", "one.wav"), ("cover.wav", f"{name}.wav"))),
     (hiding("-", "-"), "cover and secret cannot both be the standard input"),
     (hiding("-"), "- cannot be read as audio"),
     ((*HIDE[:-1], "precious.wav"), "precious.wav exists; give another name, or --overwrite"),

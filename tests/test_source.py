@@ -13,7 +13,6 @@ from files.sound import decode, read_audio
 from files.source import open_audio
 from files.streams import private_folder
 from helpers import voice
-from running import refused, run_stego
 from training.data import find_audio
 
 RATE = 22050  # MPEG-2: 576 samples in a frame
@@ -197,25 +196,3 @@ def test_joined_ogg_files_are_refused(tmp_path):
     (tmp_path / "x.ogg").write_bytes(2 * file.getvalue())
     with pytest.raises(StegoError, match="x.ogg holds several recordings"):
         read_audio(tmp_path / "x.ogg")
-
-
-@pytest.mark.parametrize("value, message", [
-    (np.nan, "that are NaN or infinite"), (np.inf, "that are NaN or infinite"),
-    (20000, "of 20000 times full scale")])
-def test_samples_that_are_refused(folder, value, message):
-    x = voice(1, 16000, 1)
-    x[5000] = value
-    soundfile.write(folder / "x.wav", x, 16000, "FLOAT")
-    for words in (("x.wav", "secret.wav"), ("cover.wav", "x.wav")):
-        refused(folder, ("hide", *words, "-o", "out.wav"), f"x.wav has samples {message}")
-
-
-def test_an_mp3_from_a_pipe_is_hidden_to_its_end(folder):
-    (folder / "secret.mp3").write_bytes(b"".join(encoded(SOFT_END)[1:]))
-    soundfile.write(folder / "cover.wav", 0.5 * voice(7, RATE, 1), RATE)
-    for words in (("hide", "cover.wav", "secret.mp3", "-o", "out.wav"),
-                  ("reveal", "out.wav", "-o", "found.wav")):
-        code, _, err = run_stego(folder, *words)
-        assert code == 0 and err == "", err
-    found = soundfile.read(folder / "found.wav")[0]
-    assert len(found) >= len(SOFT_END) - 576 and np.std(found[-RATE // 8:]) > 0.1
