@@ -4,8 +4,6 @@ many processes."""
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -37,7 +35,7 @@ WEIGHTS = dict.fromkeys(("stego", "cover", "secret", "z", "wave", "stft", "snr",
 def model(speech, tmp_path_factory):
     """A small model, trained a little without noise."""
     folder = tmp_path_factory.mktemp("clean")
-    run(speech, folder, *TINY, "--steps", 40, "--lr", "3e-3", "--val_every", 40)
+    run(speech, folder, *TINY, "--steps", 8, "--lr", "3e-3", "--val_every", 8)
     return folder / "best.pt"
 
 
@@ -62,7 +60,7 @@ def run(speech, folder, *flags):
 
 BANDS = ["--preset", "bands", "--crop", 0.15, "--warmup", 20, "--log_every", 20, "--val_every", 20,
          "--val_pairs", 16, "--workers", 0, "--no_progress", "--w_stego_end", 0, "--stft", 0,
-         "--tilt", 0, "--steps", 80]
+         "--tilt", 0, "--steps", 60]
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +77,10 @@ def test_stego_and_secret_rise_together(bands):
     assert stego[-1] > max(5, stego[0]) and secret[-1] > max(3, secret[0])
 
 
-def torchrun(count, *flags):
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
-            str(count), TRAIN, *map(str, flags)]
+def torchrun(*flags):
+    """Two processes at work."""
+    return Running("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, TRAIN,
+                   *flags)
 
 
 def after_noise(path, decibel):
@@ -120,11 +119,8 @@ def test_discriminator_learns_while_the_network_trains(speech, tmp_path):
     assert network.state_dict().keys() == names, "it stays out of the model"
 
 
-TERMS = ["stego_stft", "cover_stft", "secret_stft", "z", "secret_wave", "secret_snr",
-         "secret_wavlm", "secret_noise", "adversary"]
-
-
-@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("name", ["stego_stft", "cover_stft", "secret_stft", "z", "secret_wave",
+                                  "secret_snr", "secret_wavlm", "secret_noise", "adversary"])
 def test_each_loss_alone_reaches_every_parameter(model, hub, name):
     network = wavinwav.load(model).train()
     pool, name = ("gaussian", "secret_stft") if name == "secret_noise" else ("", name)
@@ -153,8 +149,7 @@ def test_two_processes_train_as_one(speech, tmp_path, flags):
     for any other, so that weights may be apart by the sum of the learning rates. Without clipping,
     for the same reason."""
     flags = ["--data_dir", speech, *flags, "--clip", 1e6, "--val_every", 2]
-    done = subprocess.run(torchrun(2, *flags, "--out_dir", tmp_path / "two"),
-                          capture_output=True, text=True, timeout=200)
+    done = torchrun(*flags, "--out_dir", tmp_path / "two").finish()
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("parameters to train") == 1
     more = ("--batch_size", 4) if "--adversarial" in flags else ("--accumulate", 2)
@@ -181,11 +176,10 @@ def test_another_number_of_processes_goes_on(speech, tmp_path):
     """Stopped between checkpoints while two processes train; one goes on, with the pairs that come
     next."""
     flags = ["--data_dir", speech, *TINY, "--steps", 1_000_000, "--save_every", 1_000_000]
-    process = subprocess.Popen(torchrun(2, *flags, "--out_dir", tmp_path), text=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = torchrun(*flags, "--out_dir", tmp_path)
     wait_for_rows(process, tmp_path)
-    process.send_signal(signal.SIGTERM)
-    assert "last.pt is of step" in (errors := process.communicate(timeout=60)[1]), errors
+    os.kill(process.pid, signal.SIGTERM)
+    assert "last.pt is of step" in (errors := process.finish().stderr), errors
     saved = checkpoint.read(tmp_path / "last.pt")["training"]
     assert 4 <= saved["step"] < 1_000_000 and max(saved["used"]) == 4 * saved["step"]
     process = Running(TRAIN, "--data_dir", speech, *TINY, "--out_dir", tmp_path, "--resume")
