@@ -1,8 +1,8 @@
 """Sound files opened for reading, where libsndfile alone would misread them.
 
 It guesses the length of MP3 files, reads a file that is cut off without an error, finds nothing in
-a WAV file whose recording was interrupted, and lets libmpg123 print warnings. IRCAM, PVF, XI, and
-PAF of 8 or 16 bits store no length: there, a file that is cut off passes as whole.
+a WAV file whose recording was interrupted, and lets libmpg123 print warnings. IRCAM, PAF, PVF and
+XI store no length: there, a file that is cut off passes as whole.
 """
 
 import contextlib
@@ -150,17 +150,16 @@ def check_whole(file):
                              "which only the first would be read; convert it to WAV")
         page = content[content.rfind(b"OggS"):].ljust(27, b"\0")
         cut = not page[5] & 4 or len(page) < 27 + page[26] + sum(page[27:27 + page[26]])
-    sizes = re.findall(r"^ *(?:data|SSND|BODY|Data \w+) *:? (\d+) \(?should be (\d+)", log, re.M)
+    pattern = r"^ *(?:data|SSND|BODY|riff|Data \w+) *:? (\d+) \(?should be (\d+)"  # riff: W64
+    sizes = re.findall(pattern, log, re.M)
     claims = [(int(size), int(there)) for size, there in sizes]
-    if file.format in ("AVR", "MAT5", "MPC2K", "NIST", "RF64"):  # libsndfile has no log of NIST
+    if file.format in ("AVR", "CAF", "MAT5", "MPC2K", "NIST", "RF64"):  # no log of NIST
         log += file.head[:1024].decode("latin-1")
-        counts = re.findall(r"(?:Frames +:|Cols :|sample_count -i) (\d+)", log)
+        counts = re.findall(r"(?:(?:F|Valid f)rames +:|Cols :|sample_count -i) (\d+)", log)
         claims += [(int(count), file.frames) for count in counts]
-    if file.format in ("W64", "CAF"):
-        pattern = r"(?:Block Align|Bytes / packet) +: (\d+)\n(?:.*\n)*?data : (\d+)"
-        for align, size in re.findall(pattern, log):
-            size = int(size) - (24 if file.format == "W64" else 4)
-            claims += [(size // int(align), file.frames)] if int(align) else []
+    if file.format == "CAF":
+        for align, size in re.findall(r"Bytes / packet +: (\d+)\n(?:.*\n)*?data : (\d+)", log):
+            claims += [((int(size) - 4) // int(align), file.frames)] if int(align) else []
     for claim, there in claims:
         # Encoders that do not know the length write almost 2 ** 31 or 2 ** 32.
         cut = cut or claim > there and not 0x7FFFF000 <= claim < 1 << 32

@@ -172,17 +172,18 @@ def test_flac_of_unknown_length(tmp_path, monkeypatch, seconds):
 
 @pytest.mark.parametrize("form, subtype", [
     ("WAV", None), ("WAVEX", None), ("RF64", None), ("W64", None), ("AIFF", None), ("AU", None),
-    ("CAF", None), ("FLAC", None), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", None),
+    ("W64", "MS_ADPCM"), ("W64", "GSM610"), ("CAF", None), ("CAF", "ALAC_16"), ("FLAC", None),
+    ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", None),
     ("NIST", None), ("AVR", None), ("MAT5", None), ("MPC2K", None), ("PAF", "PCM_24"),
     ("WVE", None)])
 def test_files_that_are_cut(tmp_path, form, subtype):
     """Be it by a byte, or by 40 percent."""
     file = io.BytesIO()
-    soundfile.write(file, voice(3, 16000, 1), 16000, subtype, format=form)
+    soundfile.write(file, voice(3, 16000, 1)[:47997], 16000, subtype, format=form)
     content = file.getvalue()
     (tmp_path / "x").write_bytes(content)
     with private_folder() as folder:
-        assert decode(tmp_path / "x", "x", folder).frames >= 48000
+        assert decode(tmp_path / "x", "x", folder).frames >= 47997
         for left in (len(content) * 6 // 10, len(content) - 2000, len(content) - 6,
                      len(content) - 1):
             (tmp_path / "x").write_bytes(content[:left])
