@@ -30,6 +30,16 @@ def folder(tmp_path_factory):
     return folder / "listen"
 
 
+def test_every_element_is_closed(folder):
+    still_open = []
+    for end, tag in re.findall(r"<(/?)([a-z]\w*)", (folder / "index.html").read_text()):
+        if end:
+            assert still_open.pop() == tag
+        elif tag not in ("meta", "img"):
+            still_open.append(tag)
+    assert not still_open
+
+
 def test_all_sounds_and_pictures_are_there(folder):
     text = (folder / "index.html").read_text()
     players = re.findall(r'<audio .*src="([^"]+)" aria-label="([^"]+)"', text)
