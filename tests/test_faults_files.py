@@ -239,6 +239,13 @@ def test_signals_leave_nothing(long, number, send):
     assert not os.listdir(long / "tmp")
 
 
+def test_a_signal_while_torch_loads(tmp_path):
+    """Ends the script without a traceback."""
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)")
+    done = python(STEGO, "--help", shell="exec {}", PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
 @pytest.mark.slow
 def test_stale_temporary_files_are_removed(long):
     process, output = started(long)
