@@ -34,15 +34,16 @@ class Running:
 
     `words` are those behind `python`: a script, `-c` and a program, or `-m` and a module.
     `environment` is more variables, `limits` {number as in `resource`: its limit}, and `temporary`
-    the folder for temporary files that was found before. Its standard input is empty.
+    the folder for temporary files that was found before. `before` is run first, in the same
+    process. The standard input is empty.
     """
 
-    def __init__(self, *words, cwd=ROOT, temporary=None, limits=None, environment=None):
+    def __init__(self, *words, cwd=ROOT, temporary=None, before="", limits=None, environment=None):
         self.streams = [tempfile.NamedTemporaryFile() for _ in range(3)]
         self.stderr = self.streams[2]
         self.process = SERVER.Process(target=_run, args=(
             list(map(str, words)), str(cwd), [stream.name for stream in self.streams], temporary,
-            limits or {}, environment or {}))
+            before, limits or {}, environment or {}))
         self.process.start()
         self.pid = self.process.pid
 
@@ -61,7 +62,7 @@ class Running:
         return Done(self.process.exitcode, *texts)
 
 
-def _run(words, cwd, streams, temporary, limits, environment):
+def _run(words, cwd, streams, temporary, before, limits, environment):
     multiprocessing.set_start_method(None, force=True)  # the platform's, not the server's
     os.setsid()
     for number, name in enumerate(streams):
@@ -78,6 +79,7 @@ def _run(words, cwd, streams, temporary, limits, environment):
     sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     script, *sys.argv = words if words[0] in ("-c", "-m") else (None, *words)
     sys.path.insert(0, "" if script else os.path.dirname(sys.argv[0]))
+    exec(before, {})
     if script == "-c":
         program, sys.argv[0] = sys.argv[0], "-c"
         exec(compile(program, "-c", "exec"), {"__name__": "__main__"})
@@ -87,11 +89,11 @@ def _run(words, cwd, streams, temporary, limits, environment):
         runpy.run_path(sys.argv[0], run_name="__main__")
 
 
-def python(*words, cwd=ROOT, shell=None, **environment):
+def python(*words, cwd=ROOT, shell=None, before="", **environment):
     """What `python WORDS` leaves: Done. With `shell`, a command of bash in which {} stands for it,
-    it is a new interpreter; else see running.py."""
+    it is a new interpreter; else see Running."""
     if shell is None:
-        return Running(*words, cwd=cwd, environment=environment).finish()
+        return Running(*words, cwd=cwd, before=before, environment=environment).finish()
     command = shell.replace("{}", shlex.join(map(str, [sys.executable, *words])))
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=cwd, capture_output=True,
                           env=os.environ | environment, text=True, timeout=200)

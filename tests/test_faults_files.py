@@ -160,17 +160,12 @@ def test_force_is_silent_after_a_cut(folder, common):
 
 # ---------------------------------------------------------------- limits of the machine
 
-NO_FOLDER = """
-import runpy, sys, tempfile
-tempfile._candidate_tempdir_list = lambda: ["/nowhere"]
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+NO_FOLDER = "import tempfile; tempfile._candidate_tempdir_list = lambda: ['/nowhere']"
 
 
-@pytest.mark.parametrize("script", ["stego.py", "train.py", "evaluate.py", "lattice/train.py"])
-def test_no_folder_for_temporary_files_at_the_start(script):
-    done = python("-c", NO_FOLDER, script, "--data_dir", "x")
+@pytest.mark.parametrize("module", ["stego", "train", "evaluate", "lattice.train"])
+def test_no_folder_for_temporary_files_at_the_start(module):
+    done = python("-m", module, "--data_dir", "x", before=NO_FOLDER)
     assert done.returncode == 1 and done.stderr == (
         "error: No usable temporary directory found in ['/nowhere']; set TMPDIR to a folder with "
         "room\n")
@@ -202,20 +197,16 @@ def test_no_process_can_be_started(long, monkeypatch):
 
 
 SHORT_OF_MEMORY = """
-import os, resource, runpy, sys
-sys.path.insert(0, os.path.dirname(sys.argv[1]))
-import stego
+import resource, stego
 with open("/proc/self/statm") as file:
     total = int(file.read().split()[0]) * resource.getpagesize() + (50 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (total, total))
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_too_little_memory(long):
-    done = python("-c", SHORT_OF_MEMORY, STEGO, *HIDE, cwd=long)
+    done = python(STEGO, *HIDE, cwd=long, before=SHORT_OF_MEMORY)
     assert (done.returncode, done.stderr) == (
         1, "error: there is not enough memory; raise the limit, or end what else runs\n")
     assert sorted(os.listdir(long)) == ["cover.wav", "secret.wav", "tmp"]

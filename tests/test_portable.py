@@ -13,7 +13,7 @@ from running import HIDE, ROOT, STEGO, python
 from trainings import SHORT, TINY, TINY_LATTICE, TINY_PAPER
 
 WITHOUT = """
-import ctypes, os, runpy, signal, sys, sysconfig
+import ctypes, os, signal, sys, sysconfig
 import soundfile, torch, tqdm
 
 def no_library(name, *args, **kwargs):
@@ -34,18 +34,12 @@ ctypes.CDLL = no_library
 sysconfig.get_config_vars()  # which needs the name of the platform
 sys.platform = "another"
 os.environ["USERNAME"] = "user"
-sys.path.insert(0, os.getcwd())
-for command in sys.argv[1:]:
-    sys.argv = command.split("\\n")
-    runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def run(*commands):
-    """Scripts with their arguments, one after the other in one process, as on Windows: without
-    signals, locks, forks and the C library."""
-    commands = ["\n".join(map(str, words)) for words in commands]
-    done = python("-c", WITHOUT, *commands)
+def run(module, *words):
+    """As on Windows: without signals, locks, forks and the C library."""
+    done = python("-m", module, *words, before=WITHOUT)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     return done
 
@@ -58,20 +52,21 @@ def test_hide_and_reveal_without_linux(tmp_path, model):
         soundfile.write(tmp_path / f"{name}.wav", np.resize(x, 40 * rate), rate)
     cover, secret, stego, found = (
         tmp_path / f"{name}.wav" for name in ("cover", "secret", "stego", "found"))
-    run(["stego.py", "hide", cover, secret, "-o", stego, "--model", model])
-    run(["stego.py", "reveal", stego, "-o", found, "--model", model])
+    run("stego", "hide", cover, secret, "-o", stego, "--model", model)
+    run("stego", "reveal", stego, "-o", found, "--model", model)
     x, y = (soundfile.read(path)[0] for path in (secret, found))
     assert len(x) == len(y) and np.sum((x - y) ** 2) < 1e-2 * np.sum(x ** 2)
 
 
 def test_training_and_evaluation_without_linux(speech, tmp_path):
-    runs = {"lapped": ("train.py", *TINY, *SHORT, "--adversarial"),
-            "paper": ("train.py", *TINY_PAPER), "lattice": ("lattice/train.py", *TINY_LATTICE)}
-    done = run(*([*words, "--data_dir", speech, "--out_dir", tmp_path / name, "--steps", 2]
-                 for name, words in runs.items()),
-               ["evaluate.py", "--cover", COVER, "--secret", SECRET, "--no_perceptual",
-                "--model", "wavinwav"])
-    assert all((tmp_path / name / "last.pt").exists() for name in runs) and "secret" in done.stdout
+    runs = {"lapped": ("train", *TINY, *SHORT, "--adversarial"),
+            "paper": ("train", *TINY_PAPER), "lattice": ("lattice.train", *TINY_LATTICE)}
+    for name, words in runs.items():
+        run(*words, "--data_dir", speech, "--out_dir", tmp_path / name, "--steps", 2)
+        assert (tmp_path / name / "last.pt").exists()
+    done = run("evaluate", "--cover", COVER, "--secret", SECRET, "--no_perceptual", "--model",
+               "wavinwav")
+    assert "secret" in done.stdout
 
 
 def test_without_the_lattice(tmp_path, speech, folder):

@@ -44,7 +44,7 @@ def wait_for_rows(process, folder, count=2):
 
 
 KILLED = """
-import os, runpy, signal, sys
+import os, signal
 replace, written = os.replace, []
 
 def killing(source, target):
@@ -54,15 +54,13 @@ def killing(source, target):
     replace(source, target)
 
 os.replace = killing
-sys.argv = sys.argv[1:]
-runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 
 
 def train_killed(*flags, module="train"):
     """A run that is killed, without a chance to clean up, when its second last.pt is written but
     has not yet taken its place."""
-    done = python("-c", KILLED, module, *flags)
+    done = python("-m", module, *flags, before=KILLED)
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
