@@ -64,9 +64,14 @@ def hub(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path):
-    """With the files of HIDE."""
-    from helpers import voices_in
-    return voices_in(tmp_path)
+    """With the files of HIDE, and a `tmp`."""
+    import soundfile
+
+    from helpers import voice
+    soundfile.write(tmp_path / "cover.wav", 0.5 * voice(1, 16000, 1), 16000)
+    soundfile.write(tmp_path / "secret.wav", voice(0.5, 16000, 2), 16000)
+    (tmp_path / "tmp").mkdir()
+    return tmp_path
 
 
 @pytest.fixture

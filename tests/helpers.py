@@ -101,11 +101,3 @@ def printed_snrs(text):
     text = text.replace("secret lossless", "secret SNR inf dB")
     snrs = re.search(r"stego SNR (\S+) dB, secret SNR (\S+) dB", text).groups()
     return tuple(map(float, snrs))
-
-
-def voices_in(folder):
-    """The folder, with files for HIDE and a `tmp`."""
-    soundfile.write(folder / "cover.wav", 0.5 * voice(1, 16000, 1), 16000)
-    soundfile.write(folder / "secret.wav", voice(0.5, 16000, 2), 16000)
-    (folder / "tmp").mkdir()
-    return folder
