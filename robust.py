@@ -1,9 +1,9 @@
 """A network whose secret survives MP3, noise, another rate, another level, and a cut.
 
-`RobustINN` is `wavinwav.LappedINN` with wide cells in the lowest bands of the cover. They carry
-the lowest bands of the secret, as there; the levels of its other bands, which come back as noise of
-these levels; and bits: a known pattern, by which `find` places a stego in time and level, and the
-header of a file.
+`RobustINN` is `wavinwav.LappedINN` with wide cells in some bands of the cover, above the loudest,
+in which codecs make the most noise. They carry the lowest bands of the secret; the levels of its
+other bands, which come back as noise of these levels; and bits: a known pattern, by which `find`
+places a stego in time and level, and the header of a file.
 
 Shapes: B batch, T samples, M bands of the lapped transform, F frames, P phases of frames.
 """
@@ -17,11 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-import wavinwav
-from wavinwav import FULL_SCALE, ORDER, LappedConfig, LappedINN, Pair, Setting, basis
+from wavinwav import FULL_SCALE, ORDER, LappedConfig, LappedINN, Pair, basis
 
 LOWEST, RANGE = 18.0, 56.0  # dB of an LSB: the levels that are carried
-LEVEL_CELLS, BIT_CELLS = 0.6, 1.0  # widths of their cells, relative to the carriers'
 QUIETER = 0.7  # the noise that levels become, as a factor
 BITS = 2  # bands that carry bits; in every fourth frame the pattern alone
 SEARCHED, LEAST_FRAMES = 4096, 64  # in which `find` looks
@@ -33,7 +31,8 @@ LEAST_SURE = 8  # standard deviations from chance
 class RobustConfig(LappedConfig):
     preset: str = "robust"
     carriers: int = 13
-    stego_snr: float = 32.5
+    first: int = 20  # lowest band of the cover that carries anything
+    stego_snr: float = 33.5
     reserve: float = 0.14
     levels: int = 2  # bands of the cover that carry levels: one level a frame each
 
@@ -44,8 +43,9 @@ class RobustINN(LappedINN):
     def __init__(self, config: RobustConfig):
         super().__init__(config)
         low, self.used = config.carriers, config.carriers + config.levels + BITS
-        if self.used > config.bands:
-            raise ValueError(f"Config.levels must be at most {config.bands - low - BITS}")
+        self.end = config.first + self.used  # of the bands that are used
+        if self.end > config.bands:
+            raise ValueError(f"Config.first must be at most {config.bands - self.used}")
         place = torch.arange(low, config.bands).div(low).log() / math.log(config.bands / low)
         groups = torch.arange(4 * config.levels)[:, None]
         member = (place * len(groups)).long() == groups
@@ -53,13 +53,19 @@ class RobustINN(LappedINN):
 
     def profile(self) -> Tensor:
         carriers = self.log_cells.exp()
-        others = carriers.new_tensor([LEVEL_CELLS] * self.config.levels + [BIT_CELLS] * BITS)
-        others = others * carriers.square().mean().sqrt()
-        return torch.cat([carriers, others.expand(len(ORDER), 1, -1)], 2)
+        others = carriers.square().mean().sqrt()
+        others = others.expand(len(ORDER), 1, self.used - self.config.carriers)
+        return torch.cat([carriers, others], 2)
+
+    def split(self, x: Tensor) -> Tensor:
+        return super().split(x.roll(-self.config.first, 1))
+
+    def join(self, x: Tensor, like: Tensor) -> Tensor:
+        return super().join(x, like).roll(self.config.first, 1)
 
     def encode(self, secret: Tensor, gain: Tensor, keyed: bool) -> Pair:
         low = self.config.carriers
-        v, slope = super().encode(secret, gain, keyed)
+        v, slope = super().encode(secret.roll(self.config.first, 1), gain, keyed)
         power = (gain[:, 0] * secret[:, low:]).square()
         power = functional.pad(power, (0, -power.shape[2] % 4)).unflatten(2, (-1, 4)).mean(3)
         power = self.member @ power / self.member.sum(1, keepdim=True).clamp_min(1)
@@ -70,7 +76,7 @@ class RobustINN(LappedINN):
 
     def decode(self, v: Tensor, gain: Tensor, like: Tensor) -> Tensor:
         low = self.config.carriers
-        y = super().decode(v[..., :low], gain, like)
+        y = super().decode(v[..., :low], gain, like).roll(-self.config.first, 1)
         if self.training:
             return y
         level = v[..., low:-BITS].mT.flatten(1, 2)
@@ -88,8 +94,8 @@ class RobustINN(LappedINN):
         """A dither in cells [B, F, M], whose first frame has the given number, with the pattern
         and the bits of `content`, again and again, in the bands for these."""
         symbols = signs(first, dither.shape[1], content).to(dither) / 4
-        return torch.cat([dither[..., :self.used - BITS], symbols.expand(len(dither), -1, -1),
-                          dither[..., self.used:]], 2)
+        return torch.cat([dither[..., :self.end - BITS], symbols.expand(len(dither), -1, -1),
+                          dither[..., self.end:]], 2)
 
 
 def signs(first: int, count: int, content: bytes = b"") -> Tensor:
@@ -152,20 +158,23 @@ def find(model: RobustINN, wave: Tensor) -> Found | None:
     if frames < LEAST_FRAMES:
         return None
     wave = FULL_SCALE * wave[:(frames + 2) * bands]
-    filters = torch.cat(basis(bands, wave))[:, model.used - BITS:model.used].T
+    filters = torch.cat(basis(bands, wave))[:, model.end - BITS:model.end].T
     x = functional.conv1d(wave[None, None], filters[:, None])[0, :, :frames * bands]
     x = x.reshape(BITS, frames, bands)  # the coefficients of all frames, for all beginnings
 
     widths = wave.square().mean().sqrt().clamp_min(1) * 2 ** (torch.arange(-448, 64) / 64)
     loud = x.square().sum((0, 2)).topk(min(frames, 512)).indices
-    scores = torch.cat([clustering(x[:, loud].flatten(0, 1), some, 8) for some in widths.split(16)])
+    scores = torch.cat([clustering(x[:, loud].flatten(0, 1), some) for some in widths.split(16)])
     if scores.max() < LEAST_SURE:
         return None
-    number, begin = divmod(scores.argmax().item(), bands)
+    # Odd fractions of the width fit as well, so the widest of the best is taken.
+    number = (scores.amax(1) > 0.9 * scores.max()).nonzero()[-1].item()
+    begin = scores[number].argmax().item()
     width, x = widths[number], x[..., begin].T  # [F, BITS]
-    for steps in 128, 1024:
-        near = width * 2 ** (torch.linspace(-1.5, 1.5, 97) / steps)
-        width = near[clustering(x.reshape(-1, 1), near, 32).argmax()]
+    for most in 2, 8, 32:  # least squares, to the nearest quarters of cells
+        place = (2 * x / width - 0.5).round() / 2 + 0.25
+        near = (place.abs() < most) & ((x / width - place).abs() < 1 / 8)
+        width = (x * place)[near].sum() / place[near].square().sum()
 
     x = torch.sin(2 * math.pi * x / width)  # about 1 and -1
     alone = signs(0, LONGEST_CUT).float()
@@ -184,19 +193,9 @@ def find(model: RobustINN, wave: Tensor) -> Found | None:
                  bit_numbers(max(0, first), len(x)))
 
 
-def clustering(x: Tensor, widths: Tensor, most: float) -> Tensor:
-    """By how many standard deviations coefficients [N, beginnings], those within `most` cells of
-    zero, are nearer to a quarter of a cell from a centre than by chance [widths, beginnings]."""
+def clustering(x: Tensor, widths: Tensor) -> Tensor:
+    """By how many standard deviations coefficients [N, beginnings], those within 8 cells of zero,
+    are nearer to a quarter of a cell from a centre than by chance [widths, beginnings]."""
     phase = x / widths[:, None, None]
-    near = phase.abs() < most
+    near = phase.abs() < 8
     return -(torch.cos(4 * math.pi * phase) * near).sum(1) / (near.sum(1) / 2 + 1).sqrt()
-
-
-def level_change(model: RobustINN, stego: Tensor, setting: Setting, dither: Tensor) -> float:
-    """The factor near 1 that brings a stego [B, T] back to the level at which it was made: with it,
-    coefficients cluster around the centres of their cells."""
-    x = model.split(wavinwav.lapped(FULL_SCALE * stego, model.config.bands))
-    x = x / model.cells(setting, keyed=True)[0]
-    factors = 1 + torch.linspace(-0.01, 0.01, 401)
-    scores = [torch.cos(2 * math.pi * (factor * x - dither)).sum() for factor in factors]
-    return factors[torch.stack(scores).argmax()].item()

@@ -150,6 +150,8 @@ def test_autocast_and_other_types(config):
         for samples in ((cover.to(dtype), secret), (cover, secret.to(dtype))):
             with pytest.raises(ValueError, match="must be a float32 tensor"):
                 model.hide(*samples)
+        with pytest.raises(ValueError, match="not ndarray"):
+            model.hide(cover.numpy(), secret)
         for act in (lambda other: other.hide(cover, secret), lambda other: other.reveal(plain)):
             with pytest.raises(ValueError, match="the model must be float32"):
                 act(copy.deepcopy(model).to(dtype))

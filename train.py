@@ -68,6 +68,7 @@ class Flags(Common):
     kernel: int = None  # taps of these convs
     clamp: float = None  # bound of the log-scale
     stego_snr: float = None  # dB, unless hide is asked for another; training varies it by 6
+    first: int = None  # lowest band of the cover that carries anything
     levels: int = None  # bands of the cover that carry levels of what is above the carriers
     margin: float = None  # LSB that are left empty at both edges of a cell
     reserve: float = None  # share of a cell's width that is left empty there too, for noise
@@ -105,8 +106,7 @@ class Flags(Common):
     # machine
     amp: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # precision of the subnets in training;
     #                                        auto: bf16 or else fp16 on CUDA, fp32 elsewhere
-    recompute: bool = None  # keep the activations of one subnet only, and compute them again: far
-    #                         less memory, a third more time
+    recompute: bool = None  # compute activations again: far less memory, a third more time
 
 
 NETWORKS = {"lapped": wavinwav.Config.lapped, "paper": wavinwav.Config.paper,
@@ -114,7 +114,7 @@ NETWORKS = {"lapped": wavinwav.Config.lapped, "paper": wavinwav.Config.paper,
             "robust": robust.RobustConfig}
 PRESETS = {
     "lapped": {},
-    "robust": dict(stft=0.0, lr=6e-3, noise="gaussian:34:48"),
+    "robust": dict(stft=0.0, lr=6e-3, noise="gaussian:36:50"),
     "paper": dict(
         gain=0.0, w_stego=2.0, w_cover=1.0, w_z=10.0, wave=1.0, stft=1.0, snr=0.0, snr_ceiling=40.0,
         steps=570000, batch_size=4, lr=1e-4, schedule="decay", warmup=0, clip=1.0, recompute=True),

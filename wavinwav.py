@@ -562,7 +562,7 @@ def _rows(model: nn.Module, shortest: int = 1, **waves: Tensor) -> list[Tensor]:
     shape = list(getattr(wave, "shape", ()))
     for name, x in waves.items():
         if not isinstance(x, Tensor) or x.dtype not in FLOATS:
-            kind = getattr(x, "dtype", type(x).__name__)
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"{name} must be a float32 tensor, not {kind}")
         if list(x.shape) != shape:
             raise ValueError(f"{name} must have the shape {shape}, not {list(x.shape)}")

@@ -285,22 +285,13 @@ class RobustMethod(InnMethod):
             lacks = "lacks" if found.start > 0 else "has another"
             changes.append(f"it {lacks} {abs(found.start) / rate:.3f} s at its start")
             stego = moved(stego, found.start)
-        stego.scale = self.scale(header, cipher, stego, found)
+        setting = Setting.unpack(torch.tensor([header.setting]).float())
+        stego.scale = self.model.cells(setting, keyed=True)[0].flatten()[-1].item() / found.width
         if abs(stego.scale - 1) > 0.005:
             changes.append(f"its level is {100 / stego.scale:.0f} %")
         note(f"{stego.name} was changed ({', '.join(changes) or 'in its samples'}); {agreeing:.0%} "
              "of its header's bits are as they were")
         return stego, header, cipher
-
-    def scale(self, header, cipher, stego, found):
-        """By what the samples of a Sound must be multiplied for the cells to fit."""
-        setting = Setting.unpack(torch.tensor([header.setting]).float())
-        scale = self.model.cells(setting, keyed=True)[0].flatten()[-1].item() / found.width
-        parts = self.parts(stego, header.samples // stego.channels)
-        index, start, stop = next(part for part in parts if part[2] > found.start)
-        x = self.read(stego, start, stop)
-        dither = self.dither(header, cipher, index, start, *x.shape)
-        return scale * robust.level_change(self.model, scale * x, setting, dither)
 
 
 class PaperMethod(NetworkMethod):

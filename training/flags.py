@@ -174,9 +174,10 @@ def useful(flags):
     source = flags.robust_from or flags.init_from
     return [
         ("carriers stego_snr margin reserve", lapped, "--preset lapped or robust"),
-        ("levels", flags.preset == "robust", "--preset robust"),
+        ("first levels", flags.preset == "robust", "--preset robust"),
         ("blocks kernel recompute robust_from", not lapped, "--preset paper"),
-        ("sample_rate bands carriers levels blocks growth kernel clamp stego_snr margin reserve",
+        ("sample_rate bands carriers first levels blocks growth kernel clamp stego_snr margin "
+         "reserve",
          not source, f"a new network; that of {source} is as it is"),
         ("wave stft snr wavlm_weight", losses, "--w_stego, --w_cover or --w_secret"),
         ("stft_from", flags.stft, "--stft"),

@@ -183,9 +183,8 @@ class LappedObjective(Objective):
         """The long-term level of each band, and cells that begin by following it."""
         model, secrets = self.model, sample(pairs, 256)
         *_, gain = model.cells(model.fit(secrets, secrets, 0.0, rounds=0))
-        x = model.split(wavinwav.lapped(wavinwav.FULL_SCALE * secrets, model.config.bands))
-        x = x[..., :model.config.carriers]
-        power = (gain * x).square().mean((0, 1, 2))
+        x = wavinwav.lapped(wavinwav.FULL_SCALE * secrets, model.config.bands)
+        power = (gain[:, 0] * x[:, :model.config.carriers]).square().mean((0, 2))
         model.level.copy_(power.sqrt().clamp_min(1e-3))
         model.log_cells += 0.3 * model.level.log()
 
