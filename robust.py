@@ -183,7 +183,7 @@ def find(model: RobustINN, wave: Tensor) -> Found | None:
     spectra = torch.fft.rfft(alone.T, size) * torch.fft.rfft(x.T, size).conj()
     match = torch.fft.irfft(spectra, size).sum(0)
     first = match.abs().argmax().item()
-    if match[first].abs() < LEAST_SURE * (frames / 4) ** 0.5:
+    if not match[first].abs() >= LEAST_SURE * (frames / 4) ** 0.5:  # as NaN is not
         return None
     side = match[first].sign().item()
     first -= size * (first >= LONGEST_CUT)  # the number of the first frame

@@ -4,7 +4,7 @@
     python stego.py reveal STEGO.wav -o SECRET.wav
     python stego.py hide COVER SECRET -o STEGO.wav --key       # asks; --key-file FILE reads one
     python stego.py hide COVER SECRET -o STEGO.wav --model lattice     # the highest quality
-    python stego.py hide COVER SECRET -o STEGO.wav --model robust      # survives MP3
+    python stego.py hide COVER SECRET -o STEGO.wav --model robust      # survives MP3, AAC
 
 COVER and SECRET: WAV, FLAC, OGG, MP3 and what else libsndfile reads, one or two channels, any rate;
 `-` is the standard input. STEGO: WAV or FLAC of the cover's rate, channels and length, of 16 bits,
@@ -22,8 +22,8 @@ a stego of 24 bits (--depth 24). The paper's network only permutes segments of 2
 understands them, but an analyst can put them in order.
 
 A keyed hash covers every sample, so reveal refuses a stego that was changed or cut; --force reveals
-what is left. The robust model reveals without --force what is left after MP3, faint noise, another
-rate or level, or a cut, with a key too, and notes what was changed.
+what is left. The robust model reveals without --force what is left after MP3, AAC, faint noise,
+another rate or level, or a cut, with a key too, and notes what was changed.
 """
 
 import os
