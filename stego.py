@@ -31,10 +31,7 @@ import sys
 
 if __name__ == "__main__":
     import gc
-    import signal
     gc.disable()  # while torch creates its many objects, none of which is garbage
-    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # while torch loads, end without a traceback
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # also under python -P
 
 import files.start  # noqa: F401

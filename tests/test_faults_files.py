@@ -230,10 +230,11 @@ def test_signals_leave_nothing(long, number, send):
     assert not os.listdir(long / "tmp")
 
 
-def test_a_signal_while_torch_loads(tmp_path):
+@pytest.mark.parametrize("words", [[STEGO], ["train.py"], ["evaluate.py"], ["-m", "lattice.train"]])
+def test_a_signal_while_torch_loads(tmp_path, words):
     """Ends the script without a traceback."""
     (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)")
-    done = python(STEGO, "--help", shell="exec {}", PYTHONPATH=str(tmp_path))
+    done = python(*words, "--help", shell="exec {}", PYTHONPATH=str(tmp_path))
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 

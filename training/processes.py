@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import os
+import signal
 import sys
 from functools import partial
 
@@ -73,5 +74,7 @@ def first_process_first():
 def run(main):
     """Run a training script: what a user can mend ends it with one line."""
     settle_streams()
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # set by files/start.py
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with mistakes_in_one_line():
         main()
