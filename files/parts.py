@@ -30,7 +30,7 @@ EXCERPT, EXCERPTS = 8192, 16  # frames, and how many of them decide the width of
 SEARCHED = 1 << 18  # frames in which cells are looked for, where the header is lost
 RATES = 16000, 8000, 22050, 24000, 32000, 44100, 48000  # Hz, that a stego may have had
 LEAST_SURE = 5  # standard deviations from chance that the found cells must be
-MOST_SPOILED = 0.1  # from where on what would be revealed has an SNR of some 3 dB at most
+MOST_SPOILED = 0.2  # from where on hardly a word of what would be revealed is understood
 
 
 def load_model(name):
@@ -208,8 +208,9 @@ class InnMethod(NetworkMethod):
 def find_code(model, x):
     """Estimate the cells of a stego [B, T] whose header is lost, from how its coefficients cluster
     around their centres. Returns the packed setting; by how many standard deviations the cluster
-    exceeds that of coefficients without cells; and how many coefficients lie at the edges of their
-    cells, where hiding puts none, from 0 to 1 for as many as by chance."""
+    exceeds that of coefficients without cells; and how many coefficients of the lowest quarter of
+    bands lie at the edges of their cells, where hiding puts none, from 0 to 1 for as many as by
+    chance."""
     x = model.split(lapped(x * FULL_SCALE, model.config.bands)).transpose(0, 1).flatten(1, 2)
     x = x[:, x.square().sum((0, 2)).argsort(descending=True)]  # loud frames are the clearest
 
@@ -231,8 +232,9 @@ def find_code(model, x):
     cells, room, _ = model.cells(Setting.unpack(best[None]))
     phase, room = x[:, :2048] / cells, room / cells
     far = phase.abs() > 3.5
-    edge = ((phase - phase.round()).abs() > room) & far
-    spoiled = edge.sum() / ((1 - 2 * room) * far).sum().clamp_min(1e-9)
+    edge, low = ((phase - phase.round()).abs() > room) & far, model.config.bands // 4
+    by_chance = ((1 - 2 * room) * far)[..., :low].sum()
+    spoiled = edge[..., :low].sum() / by_chance.clamp_min(1e-9)
     waves = (torch.cos(2 * math.pi * phase) * far).sum((0, 1, 2))
     counts = far.sum((0, 1, 2))
     bands = (waves / (counts / 2).clamp_min(1).sqrt()).clamp(-3, 3)  # a tone is in few of them
