@@ -119,16 +119,21 @@ class NetworkMethod:
         cut off."""
         @torch.no_grad()
         def work(part):
-            _, start, stop = part
+            index, start, stop = part
             x = self.read(stego, start, stop, stop - start)
-            y = self.reveal_part(header, cipher, part, x, stego.rate)
+            y = self.reveal_part(header, cipher, part, x)
             y[:, max(0, stego.frames - start):] = 0
+            y = self.unscrambled(y, cipher, index, stego.rate)
             y = y.mean(0, keepdim=True) if header.channels == 1 else y
             return to_pcm(y[:, :header.length - start].T)
 
         parts = self.parts(stego, header.samples // stego.channels)
         needed = [part for part in parts if part[1] < header.length]
         return in_order(work, needed, bar(header.length / stego.rate))
+
+    def unscrambled(self, secret, cipher, index, rate):
+        """A part's secret [channels, n], whose samples lie where the stego has them, in order."""
+        return secret
 
 
 class InnMethod(NetworkMethod):
@@ -154,7 +159,7 @@ class InnMethod(NetworkMethod):
 
         return map(torch.from_numpy, in_order(work, self.parts(cover), bar(cover.seconds)))
 
-    def reveal_part(self, header, cipher, part, x, rate):
+    def reveal_part(self, header, cipher, part, x):
         """The secret of a part of a stego [channels, n]."""
         setting = Setting.unpack(torch.tensor([header.setting]).float())
         dither = self.dither(header, cipher, *part[:2], *x.shape)
@@ -354,11 +359,13 @@ class PaperMethod(NetworkMethod):
         yield from stego.pieces(first, last)
         yield stego.read(last)
 
-    def reveal_part(self, header, cipher, part, x, rate):
-        """The secret of a part of a stego [channels, n]."""
+    def reveal_part(self, header, cipher, part, x):
+        """The secret of a part of a stego [channels, n], still scrambled."""
         gains = self.gains(header)
-        y = self.model.reveal(x * gains[0])[1] / gains[1]
-        return scramble(y, cipher, part[0], rate, invert=True)
+        return self.model.reveal(x * gains[0])[1] / gains[1]
+
+    def unscrambled(self, secret, cipher, index, rate):
+        return scramble(secret, cipher, index, rate, invert=True)
 
 
 def scramble(x, cipher, index, rate, invert=False):

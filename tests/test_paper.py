@@ -83,3 +83,21 @@ def test_a_key_permutes_each_part_anew(model, tmp_path, monkeypatch):
         assert len(order.unique()) > 0.6 * len(order), "most segments are recognised"
         for other in (torch.arange(len(order)), *orders[:i]):
             assert (order == other).double().mean() < 0.2
+
+
+def test_of_a_cut_stego_with_a_key_the_rest_is_silent(model, tmp_path):
+    """Segments that were in the half that is lost, wherever they belong in the secret."""
+    path, found, results = tmp_path / "stego.wav", tmp_path / "found.wav", []
+    x, rate = soundfile.read(EXAMPLES[0], dtype="int16")
+    soundfile.write(tmp_path / "cover.wav", x[:64000], rate)  # one part
+    soundfile.write(tmp_path / "secret.wav", soundfile.read(EXAMPLES[1])[0][:64000], rate)
+    stego.hide(tmp_path / "cover.wav", tmp_path / "secret.wav", path, model, key="open sesame")
+    for left in 64000, 32000:
+        soundfile.write(path, soundfile.read(path, left, dtype="int16")[0], rate)
+        stego.reveal(path, found, model, "open sesame", force=left < 64000, overwrite=True)
+        results.append(soundfile.read(found)[0].reshape(-1, 320))
+    whole, half = results
+    silent, same = (half == 0).all(1), np.abs(half - whole).max(1) < 0.01
+    assert silent.mean() == pytest.approx(0.5, abs=0.05)
+    assert 0.2 < silent[:100].mean() < 0.8
+    assert (same | silent).mean() > 0.95
