@@ -1,4 +1,4 @@
-"""A network whose secret survives MP3, noise, another rate, another level, and a cut.
+"""A network whose secret survives MP3, AAC, noise, another rate, another level, and a cut.
 
 `RobustINN` is `wavinwav.LappedINN` with wide cells in some bands of the cover, above the loudest,
 in which codecs make the most noise. They carry the lowest bands of the secret; the levels of its
@@ -58,6 +58,7 @@ class RobustINN(LappedINN):
         return torch.cat([carriers, others], 2)
 
     def split(self, x: Tensor) -> Tensor:
+        """The bands from `first` on, which are the cover's; so `encode` moves the secret there."""
         return super().split(x.roll(-self.config.first, 1))
 
     def join(self, x: Tensor, like: Tensor) -> Tensor:
@@ -85,9 +86,9 @@ class RobustINN(LappedINN):
         decibel = LOWEST + RANGE * (level + 1) / 2
         decibel = functional.interpolate(decibel, scale_factor=4, mode="linear")[..., :y.shape[2]]
         generator = torch.Generator().manual_seed(0)
-        signs = 2 * torch.randint(2, (y.shape[1] - low, y.shape[2]), generator=generator) - 1
+        sides = 2 * torch.randint(2, (y.shape[1] - low, y.shape[2]), generator=generator) - 1
         rms = 10 ** (decibel / 20) - 10 ** (LOWEST / 20)
-        noise = QUIETER * (self.member.T @ rms) * signs.to(y) / gain[:, 0]
+        noise = QUIETER * (self.member.T @ rms) * sides.to(y) / gain[:, 0]
         return torch.cat([y[:, :low], noise], 1)
 
     def with_bits(self, dither: Tensor, first: int, content: bytes) -> Tensor:

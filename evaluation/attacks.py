@@ -64,8 +64,8 @@ def attack_pair(model, system: System, paths: dict[str, str], seed: int, percept
         system.hide(paths["cover"], paths["secret"], paths["stego"])
     except StegoError:
         return {name: {} for name in names}
-    hidden, rate = signal(paths["stego"]), samples(paths["stego"])[1]
-    secret, scores = signal(paths["secret"]), {}
+    pcm, rate = samples(paths["stego"])
+    hidden, secret, scores = sound.from_pcm(pcm), signal(paths["secret"]), {}
     attacked_path = paths["stego"] + ".attacked.wav"
     for name in names:
         torch.manual_seed(seed + list(ATTACKS).index(name))
@@ -83,8 +83,8 @@ def attack_pair(model, system: System, paths: dict[str, str], seed: int, percept
         except StegoError:
             scores[name] = {"SNR": None} | ({"STOI": None} if perceptual else {})
             continue
-        found_rate = samples(paths["revealed"])[1]
-        revealed = resample(signal(paths["revealed"]), found_rate, rate)
+        pcm, found_rate = samples(paths["revealed"])
+        revealed = resample(sound.from_pcm(pcm), found_rate, rate)
         missing = max(0, len(secret) - len(revealed))
         revealed = functional.pad(revealed, (missing, 0))[:len(secret)]
         scores[name] = {"SNR": sound.snr_of(secret, revealed)}
@@ -97,9 +97,9 @@ def changed(system: System, name: str) -> System:
     """A system whose stegos are changed by this attack."""
     def hide(cover_path, secret_path, stego_path):
         system.hide(cover_path, secret_path, stego_path)
-        x, rate = signal(stego_path), samples(stego_path)[1]
-        sound.write_audio(stego_path, sound.to_pcm(ATTACKS[name](x, rate)),
-                          NEW_RATES.get(name, rate))
+        pcm, rate = samples(stego_path)
+        x = ATTACKS[name](sound.from_pcm(pcm), rate)
+        sound.write_audio(stego_path, sound.to_pcm(x), NEW_RATES.get(name, rate))
 
     return System(f"{system.name}, {name}", hide, system.reveal)
 

@@ -30,7 +30,7 @@ EXCERPT, EXCERPTS = 8192, 16  # frames, and how many of them decide the width of
 SEARCHED = 1 << 18  # frames in which cells are looked for, where the header is lost
 RATES = 16000, 8000, 22050, 24000, 32000, 44100, 48000  # Hz, that a stego may have had
 LEAST_SURE = 5  # standard deviations from chance that the found cells must be
-MOST_SPOILED = 0.2  # from where on hardly a word of what would be revealed is understood
+MOST_SPOILED = 0.2  # from where on what would be revealed has an SNR of 2 dB at most
 
 
 def load_model(name):
